@@ -1,0 +1,85 @@
+"""Random changes of one row, (key, x) -> x; `batch` applies one to all rows of a batch.
+
+Images are [h, w, c]. Nothing here knows labels, and nothing changes a shape.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from deepclust_jax.types import Array, Batch, Key
+
+
+def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None) -> Batch:
+    """The batch with every row changed by a draw of its own; unchanged where `augment` is None."""
+    if augment is None:
+        return batch
+    # Keys by place in the batch: padding changes no other row's draw.
+    keys = jax.random.split(key, batch.x.shape[0])
+    return batch._replace(x=jax.vmap(augment)(keys, batch.x))
+
+
+def affine(
+    key: Key,
+    x: Array,
+    *,
+    degrees: float = 10.0,
+    shift: float = 0.1,
+    scale: float = 0.0,
+    shear: float = 0.0,
+) -> Array:
+    """A rotated, shifted, scaled and sheared image, zero outside. [h, w, c] -> [h, w, c].
+
+    Each amount is drawn uniformly from plus/minus its bound: `degrees`; `shift` as a share of
+    height and width; `scale` as a share of the size; `shear` as a slope. The defaults are those of
+    DEC-DA (Guo et al. 2018). Bilinear interpolation.
+
+    Raises:
+        ValueError: x is no image [h, w, c].
+    """
+    if x.ndim != 3:
+        raise ValueError(f"expected an image [h, w, c], found shape {x.shape}")
+    height, width, _ = x.shape
+    draw = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)
+    angle = draw[0] * jnp.deg2rad(degrees)
+    zoom, slope = 1.0 + draw[3] * scale, draw[4] * shear
+    cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
+    # Each pixel of the result looks up its source, so this is the inverse of the motion.
+    row = jnp.arange(height, dtype=x.dtype)[:, None] - (height - 1) / 2
+    column = jnp.arange(width, dtype=x.dtype)[None, :] - (width - 1) / 2
+    source_row = cos * row + sin * column + (height - 1) / 2 + draw[1] * shift * height
+    source_column = -sin * row + (cos + slope) * column + (width - 1) / 2 + draw[2] * shift * width
+    return jax.vmap(_sample, in_axes=(2, None, None), out_axes=2)(x, source_row, source_column)
+
+
+def quarter_turn(key: Key, x: Array) -> Array:
+    """The image turned by 0, 90, 180 or 270 degrees, exactly. [h, h, c] -> [h, h, c]."""
+    if x.ndim != 3 or x.shape[0] != x.shape[1]:
+        raise ValueError(f"expected a square image [h, h, c], found shape {x.shape}")
+    turns = [lambda x, n=n: jnp.rot90(x, n) for n in range(4)]
+    return jax.lax.switch(jax.random.randint(key, (), 0, 4), turns, x)
+
+
+def noise(key: Key, x: Array, *, scale: float = 0.1) -> Array:
+    """The row plus Gaussian noise of standard deviation `scale`."""
+    return x + scale * jax.random.normal(key, x.shape, x.dtype)
+
+
+def mask(key: Key, x: Array, *, rate: float = 0.2) -> Array:
+    """The row with each feature set to 0 with probability `rate`, in 0..1."""
+    return jnp.where(jax.random.bernoulli(key, rate, x.shape), 0.0, x)
+
+
+def _sample(x: Array, row: Array, column: Array) -> Array:
+    """Bilinear values of one channel at real-valued places. [h, w], [h, w], [h, w] -> [h, w]."""
+    height, width = x.shape
+    # A frame of zeros, and places clipped to it: outside the image every neighbour is zero.
+    padded = jnp.pad(x, 1).reshape(-1)
+    row, column = jnp.clip(row + 1, 0, height + 0.999), jnp.clip(column + 1, 0, width + 0.999)
+    top, left = jnp.floor(row), jnp.floor(column)
+    down, right = row - top, column - left
+    start = top.astype(jnp.int32) * (width + 2) + left.astype(jnp.int32)
+    upper = padded[start] * (1 - right) + padded[start + 1] * right
+    lower = padded[start + width + 2] * (1 - right) + padded[start + width + 3] * right
+    return upper * (1 - down) + lower * down

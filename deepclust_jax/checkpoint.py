@@ -1,0 +1,292 @@
+"""Checkpoints: a tree of arrays in a folder, written atomically and verified when read.
+
+    folder/<step>/arrays/        the arrays, written by Orbax
+    folder/<step>/header.json    versions, metadata, sizes of files; shape, dtype, CRC32 of arrays
+
+Orbax alone loads a flipped byte without a word and casts dtypes on restore; the header is what
+makes both an error. States are arrays only: keys follow from the run's seed and are never stored.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from importlib import metadata as packages
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+KEEP = 2  # the newest steps that stay, so that a broken newest one never loses the run
+_TEMPORARY = ".tmp-"
+_HEADER = "header.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the first line says which and why."""
+
+
+def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = None) -> None:
+    """Write `state` as folder/<step> and remove all but the newest two steps; atomic, synchronous.
+
+    A save that is killed leaves a temporary folder, which the next save removes; a step that is
+    there already is replaced. One process writes a folder at a time; of several JAX processes
+    none may save arrays that are spread over hosts.
+
+    Args:
+        folder: local folder, made if needed.
+        state: any tree of arrays (dataclass, dict, tuple, NamedTuple, None); bit for bit.
+        step: >= 0 and not below the newest step in the folder.
+        metadata: JSON values, such as the configuration; comes back from `metadata`.
+
+    Raises:
+        CheckpointError: a leaf that is no array, a random key, two leaves with the same name, a
+            step that would be removed at once, or metadata that is no JSON. Nothing is written.
+    """
+    root = _resolve(folder)
+    newest = latest(root)
+    if step < 0 or (newest is not None and step < newest):
+        raise CheckpointError(
+            f"expected a step >= {newest or 0}, the newest in {root}, found {step}; "
+            "save into another folder"
+        )
+    arrays = _host_arrays(state)
+    header = _header(arrays, int(step), metadata or {})
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(_TEMPORARY + "*"):
+        shutil.rmtree(stale)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+    _write_arrays(temporary / "arrays", arrays)
+    with open(temporary / _HEADER, "w", encoding="utf-8") as file:
+        header["files"] = _file_sizes(temporary)
+        file.write(json.dumps(header | {"crc32": _header_crc32(header)}, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    _discard(root / str(step))
+    os.replace(temporary, root / str(step))
+    for old in _steps(root)[:-KEEP]:
+        _discard(root / str(old))
+
+
+def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
+    """The state saved at `step` (None: the newest), in the structure of `target`.
+
+    A leaf comes back as a NumPy array where the target's is one, else as a JAX array, with the
+    target's sharding where it has one.
+
+    Args:
+        folder: what `save` was given.
+        target: tree of arrays or jax.ShapeDtypeStruct, such as jax.eval_shape(init, key, batch).
+        step: which of the saved steps.
+
+    Raises:
+        CheckpointError: no such step, a damaged or missing file, or names, shapes or dtypes that
+            differ from the target's; the differences are listed, one a line.
+    """
+    path = _step_folder(folder, step)
+    header = _read_header(path)
+    expected, tree = _named(target)
+    _check_fit(path, header["arrays"], expected)
+    _check_files(path, header["files"])
+    arrays = _read_arrays(path, header["arrays"])
+    return tree.unflatten([_place(arrays[name], leaf) for name, leaf in expected.items()])
+
+
+def latest(folder: str | Path) -> int | None:
+    """The newest complete step in the folder, or None; a killed save does not count."""
+    steps = _steps(_resolve(folder))
+    return steps[-1] if steps else None
+
+
+def metadata(folder: str | Path, step: int | None = None) -> dict:
+    """The metadata given to `save` at `step` (None: the newest).
+
+    Raises CheckpointError if there is no such step or its header is damaged.
+    """
+    return _read_header(_step_folder(folder, step))["metadata"]
+
+
+def _resolve(folder: str | Path) -> Path:
+    if "://" in str(folder):
+        raise CheckpointError(f"expected a local folder, found {folder}; mount the bucket")
+    return Path(folder).expanduser().resolve()  # Orbax fails on relative paths
+
+
+def _steps(root: Path) -> list[int]:
+    """Steps whose header can be read, in rising order."""
+    steps = []
+    for path in root.glob("*/" + _HEADER):
+        if path.parent.name.isdecimal():
+            try:
+                _read_header(path.parent)
+            except CheckpointError:
+                continue
+            steps.append(int(path.parent.name))
+    return sorted(steps)
+
+
+def _step_folder(folder: str | Path, step: int | None) -> Path:
+    root = _resolve(folder)
+    step = latest(root) if step is None else step
+    if step is None or not (root / str(step)).is_dir():
+        wanted = "a checkpoint" if step is None else f"step {step}"
+        raise CheckpointError(f"expected {wanted} in {root}, found readable steps {_steps(root)}")
+    return root / str(step)
+
+
+def _discard(path: Path) -> None:
+    """Remove a step; renamed first, so that one killed on the way is never taken for complete."""
+    if path.exists():
+        doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+        os.replace(path, doomed / path.name)
+        shutil.rmtree(doomed)
+
+
+def _named(tree: Any) -> tuple[dict[str, Any], Any]:
+    """Name -> leaf, such as params/encoder/kernel, and the structure; refuses what is no array."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    named: dict[str, Any] = {}
+    for keys, leaf in leaves:
+        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            found = type(leaf).__name__
+            raise CheckpointError(f"expected arrays, found {found} at {name}; use jnp.asarray")
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise CheckpointError(
+                f"expected arrays, found a random key at {name}; "
+                "keep keys out of the state and fold the step into the run's key"
+            )
+        if name in named:
+            raise CheckpointError(f"expected one array for each name, found two called {name}")
+        named[name] = leaf
+    return named, structure
+
+
+def _host_arrays(state: Any) -> dict[str, np.ndarray]:
+    named = _named(state)[0]
+    for name, leaf in named.items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise CheckpointError(f"expected arrays of this process, found {name} spread over more")
+        if leaf.dtype.hasobject:
+            raise CheckpointError(f"expected arrays of numbers, found objects at {name}")
+    return {name: np.asarray(leaf) for name, leaf in named.items()}
+
+
+def _crc32(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _header_crc32(header: dict) -> int:
+    body = {key: value for key, value in header.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _header(arrays: dict[str, np.ndarray], step: int, metadata: dict) -> dict:
+    header = {
+        "step": step,
+        "versions": {name: packages.version(name) for name in ("jax", "flax", "orbax-checkpoint")},
+        "arrays": {
+            name: {"dtype": a.dtype.name, "shape": list(a.shape), "crc32": _crc32(a)}
+            for name, a in arrays.items()
+        },
+        "metadata": metadata,
+    }
+    try:
+        return json.loads(json.dumps(header))  # tuples become lists before they are summed
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"expected metadata of JSON values, found {error}") from error
+
+
+def _file_sizes(path: Path) -> dict[str, int]:
+    files = (file for file in (path / "arrays").rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+
+
+def _check_files(path: Path, sizes: dict[str, int]) -> None:
+    # Before Orbax reads: its threads outlive an error and then print errors of their own.
+    found = _file_sizes(path)
+    for name, size in sizes.items():
+        if found.get(name) != size:
+            has = f"{found[name]} bytes" if name in found else "no file"
+            raise CheckpointError(
+                f"{path} is damaged: expected {name} of {size} bytes, found {has}; "
+                "restore an older step"
+            )
+
+
+def _read_header(path: Path) -> dict:
+    try:
+        header = json.loads((path / _HEADER).read_text(encoding="utf-8"))
+        intact = header["crc32"] == _header_crc32(header)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path / _HEADER}: {type(error).__name__}") from error
+    if not intact:
+        raise CheckpointError(f"{path / _HEADER} is damaged: its CRC32 differs")
+    return header
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    from orbax.checkpoint import v1
+
+    # Orbax refuses arrays without elements; the header alone describes those.
+    v1.save(
+        path, {_orbax_key(name): a for name, a in arrays.items() if a.size} or {"_": np.ones(1)}
+    )
+
+
+def _read_arrays(path: Path, described: dict[str, dict]) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1
+
+    try:
+        stored = v1.load(path / "arrays")
+    except Exception as error:  # Orbax raises whatever its layers raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"cannot read {path / 'arrays'}: {lines[0][:300]}") from error
+    arrays = {}
+    for name, entry in described.items():
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        array = stored.get(_orbax_key(name), None if 0 not in shape else np.zeros(shape, dtype))
+        if array is None or (array.dtype, array.shape) != (dtype, shape):
+            raise CheckpointError(f"{path} is damaged: {name} is not the array in the header")
+        if _crc32(array) != entry["crc32"]:
+            raise CheckpointError(f"{path} is damaged: the CRC32 of {name} differs")
+        arrays[name] = array
+    return arrays
+
+
+def _orbax_key(name: str) -> str:
+    return "array " + name.replace("%", "%25").replace("/", "%2F")  # a key becomes a file path
+
+
+def _describe(dtype: Any, shape: Any) -> str:
+    return f"{np.dtype(dtype).name}[{','.join(map(str, shape))}]"
+
+
+def _check_fit(path: Path, stored: dict[str, dict], expected: dict[str, Any]) -> None:
+    differences = []
+    for name in sorted(stored | expected):
+        has = (
+            _describe(stored[name]["dtype"], stored[name]["shape"]) if name in stored else "nothing"
+        )
+        wants = (
+            _describe(expected[name].dtype, expected[name].shape) if name in expected else "nothing"
+        )
+        if has != wants:
+            differences.append(f"{name}: stored {has}, expected {wants}")
+    if differences:
+        more = [f"and {len(differences) - 4} more"] if len(differences) > 5 else []
+        shown = differences if not more else differences[:4]
+        raise CheckpointError(f"{path} does not fit the target: " + "\n".join(shown + more))
+
+
+def _place(array: np.ndarray, leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return array
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        raise CheckpointError(
+            f"expected a dtype that JAX keeps, found {array.dtype}; set jax_enable_x64 or give a "
+            "NumPy target"
+        )
+    return jax.device_put(array, getattr(leaf, "sharding", None))

@@ -1,0 +1,285 @@
+"""k-means by Lloyd's iterations, equal to scikit-learn's from the same first centroids.
+
+    result = kmeans.fit(jax.random.key(0), x, n_clusters=10)
+    labels, sqdist = kmeans.assign(new_x, result.centroids)
+
+Everything is computed after subtracting the mean of the data, in blocks of rows, so that neither a
+large offset costs digits nor the n x k matrix of distances ever exists whole.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepclust_jax.clustering import seeding
+from deepclust_jax.types import Array, Key
+
+# Products of full float32 precision: the defaults of GPU (TF32) and TPU (bfloat16) move labels.
+_EXACT = jax.lax.Precision.HIGHEST
+
+# From this many clusters on a scatter costs less than a product with the one-hot labels.
+_SCATTER_FROM = 64
+
+
+class KMeans(NamedTuple):
+    """What `fit` found; `labels` are the nearest of `centroids`."""
+
+    centroids: Array  # [k, d]
+    labels: Array  # [n] int32
+    inertia: Array  # [], sum of weight times squared distance to the own centroid
+    n_iter: Array  # [] int32, iterations of the restart that was kept
+    converged: Array  # [] bool, False if max_iter came first
+
+
+def assign(x: Array, centroids: Array) -> tuple[Array, Array]:
+    """Nearest centroid and squared distance to it. [n, d], [k, d] -> [n] int32, [n].
+
+    Ties go to the lowest index. The distances are differentiable in both arguments. NumPy arrays of
+    float64 are centred before they become float32, so that a large offset is harmless.
+
+    Raises:
+        ValueError: the arrays are not [n, d] and [k, d].
+    """
+    if np.ndim(x) != 2 or np.ndim(centroids) != 2 or x.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            f"expected x [n, d] and centroids [k, d], found {np.shape(x)} and {np.shape(centroids)}"
+        )
+    offset = np.float32(0)
+    if _is_host(x) and _is_host(centroids):
+        offset = np.mean(centroids, axis=0, dtype=np.float64)
+    return _assign(_narrow(x, offset), _narrow(centroids, offset))
+
+
+def fit(
+    key: Key,
+    x: Array,
+    n_clusters: int,
+    *,
+    init: str | Array | Callable[..., Array] = "k-means++",
+    n_init: int = 10,
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    weights: Array | None = None,
+    n_active: Array | int | None = None,
+) -> KMeans:
+    """The best of `n_init` runs of Lloyd's algorithm, by inertia. [n, d] -> KMeans.
+
+    Args:
+        key: a typed key; the result is a function of it.
+        x: rows [n, d]; float32, or what can be cast to it. NumPy input is centred in float64 before
+            the cast, and float64 input gives NumPy float64 centroids (not under a trace).
+        n_clusters: k, static, 1 <= k <= n.
+        init: "k-means++" (greedy, as scikit-learn's), "random" (rows), the first centroids
+            [k, d], or a function (key, x, n_clusters, weights) -> [k, d] of the centred rows.
+        n_init: restarts; 1 is run where `init` is an array.
+        max_iter: Lloyd iterations at most, per restart.
+        tol: a run ends when the labels repeat or the squared shift of all centroids together is at
+            most `tol` times the mean variance of the features.
+        weights: [n], >= 0; None counts every row once.
+        n_active: use only the first `n_active` clusters; may be traced, so that a sweep over k can
+            be one vmapped program. The centroids left out equal the first one and get no rows.
+
+    A cluster that loses its last row takes the row farthest from its centroid, as in scikit-learn.
+    Gradients: `inertia` and `centroids` are differentiable in x with the labels held fixed, which
+    is exact wherever no row is about to change its cluster.
+
+    Raises:
+        ValueError: wrong shapes, k outside 1..n, NaN or infinite values, bad weights.
+    """
+    _check(x, n_clusters, init, n_init, max_iter, weights)
+    offset = np.mean(x, axis=0, dtype=np.float64) if _is_host(x) else np.float32(0)
+    start = None
+    if not (isinstance(init, str) or callable(init)):
+        start, init, n_init = _narrow(init, offset), "given", 1
+    result = _fit(
+        key, _narrow(x, offset), n_clusters, start, max_iter, tol,
+        None if weights is None else _narrow(weights, np.float32(0)),
+        n_active, init=init, n_init=n_init,
+    )  # fmt: skip
+    if not _is_host(x):
+        return result
+    if x.dtype == np.float64 and not isinstance(result.centroids, jax.core.Tracer):
+        return result._replace(centroids=np.asarray(result.centroids, np.float64) + offset)
+    offset = jnp.asarray(offset, jnp.float32)[None, :]
+    return result._replace(centroids=result.centroids + offset)
+
+
+@partial(jax.jit, static_argnames=("n_clusters", "init", "n_init"))
+def _fit(key, x, n_clusters, start, max_iter, tol, weights, n_active, *, init, n_init) -> KMeans:
+    fixed = jax.lax.stop_gradient(x)
+    mean = jnp.mean(fixed, axis=0, keepdims=True)
+    fixed = fixed - mean
+    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
+    active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
+    threshold = tol * jnp.mean(jnp.var(fixed, axis=0))
+    seed = {"k-means++": seeding.kmeans_plus_plus, "random": seeding.random_rows}.get(init, init)
+
+    def run(key):
+        first = start - mean if init == "given" else seed(key, fixed, n_clusters, weights)
+        centroids, n_iter, converged = _lloyd(fixed, first, weights, active, max_iter, threshold)
+        return centroids, _inertia(fixed, centroids, weights, active), n_iter, converged
+
+    centroids, inertia, n_iter, converged = jax.lax.map(run, jax.random.split(key, n_init))
+    best = jnp.argmin(inertia)
+    centroids = jnp.where(active[:, None], centroids[best], centroids[best][:1])
+    labels, _ = _assign(fixed, centroids, active)
+    return KMeans(
+        _through_means(x, centroids + mean, labels, weights),
+        labels,
+        jnp.sum(weights * _direct(x, (centroids + mean)[labels])),
+        n_iter[best],
+        converged[best],
+    )
+
+
+def _lloyd(x, centroids, weights, active, max_iter, threshold):
+    """Lloyd's iterations from given centroids. -> centroids [k, d], n_iter [], converged []."""
+    blocks = _blocks(x, centroids.shape[0])
+    block_weights = _blocks(weights, None, blocks.shape[:2])
+
+    def iterate(carry):
+        old, old_labels, n_iter, _ = carry
+        labels, sums, counts = _accumulate(blocks, old, block_weights, active)
+        empty = active & (counts == 0)
+        sums, counts = jax.lax.cond(
+            jnp.any(empty), _relocate, lambda *a: (a[4], a[5]), x, old, labels, weights,
+            sums, counts, empty,
+        )  # fmt: skip
+        new = jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1e-30)[:, None], old)
+        same = (labels == old_labels).reshape(-1)[: x.shape[0]]  # padding may waver
+        done = jnp.all(same) | (jnp.sum((new - old) ** 2) <= threshold)
+        return new, labels, n_iter + 1, done
+
+    carry = (centroids, jnp.full(blocks.shape[:2], -1, jnp.int32), jnp.int32(0), jnp.bool_(False))
+    carry = jax.lax.while_loop(lambda c: (c[2] < max_iter) & ~c[3], iterate, carry)
+    return carry[0], carry[2], carry[3]
+
+
+def _accumulate(blocks, centroids, weights, active):
+    """Labels of blocked rows, and weighted sums and counts by cluster, in one pass."""
+
+    def one(totals, block):
+        x, w = block
+        labels = _nearest(x, centroids, active)
+        sums, counts = _sums(x, labels, w, centroids.shape[0])
+        return (totals[0] + sums, totals[1] + counts), labels
+
+    zeros = (jnp.zeros_like(centroids), jnp.zeros_like(centroids[:, 0]))
+    (sums, counts), labels = jax.lax.scan(one, zeros, (blocks, weights))
+    return labels, sums, counts
+
+
+def _sums(x, labels, weights, n_clusters):
+    """Weighted sums of rows and sums of weights by cluster. [b, d], [b], [b] -> [k, d], [k]."""
+    if n_clusters < _SCATTER_FROM:
+        # `segment_sum` into few segments is a queue of colliding additions on accelerators.
+        member = jnp.where(labels[None, :] == jnp.arange(n_clusters)[:, None], weights[None, :], 0)
+        return jnp.dot(member, x, precision=_EXACT), jnp.sum(member, axis=1)
+    sums = jax.ops.segment_sum(x * weights[:, None], labels, n_clusters)
+    return sums, jax.ops.segment_sum(weights, labels, n_clusters)
+
+
+def _relocate(x, centroids, labels, weights, sums, counts, empty):
+    """Give each empty cluster one of the rows farthest from their centroids, as scikit-learn does.
+
+    Rows at distance 0 are not taken: with fewer distinct rows than clusters some stay empty.
+    """
+    labels = labels.reshape(-1)[: x.shape[0]]
+    sqdist = jnp.where(weights > 0, _direct(x, centroids[labels]), 0.0)
+    farthest, rows = jax.lax.top_k(sqdist, empty.shape[0])
+    rank = jnp.cumsum(empty) - 1  # the i-th empty cluster takes the i-th farthest row
+    takes = empty & (farthest[rank] > 0)
+    row = rows[rank]
+    weight = jnp.where(takes, weights[row], 0.0)
+    moved = weight[:, None] * x[row]
+    donor = labels[row]
+    return sums.at[donor].add(-moved) + moved, counts.at[donor].add(-weight) + weight
+
+
+def _nearest(x, centroids, active):
+    """Index of the nearest active centroid. [b, d], [k, d], [k] -> [b] int32."""
+    # [k, b], not [b, k]: reductions over the leading axis vectorise. |x|^2 does not change ranks.
+    squares = jnp.where(active, jnp.sum(centroids**2, axis=-1), jnp.inf)
+    scores = squares[:, None] - 2.0 * jnp.dot(centroids, x.T, precision=_EXACT)
+    return jnp.argmin(scores, axis=0).astype(jnp.int32)
+
+
+@jax.jit
+def _assign(x, centroids, active=None):
+    fixed, mean = jax.lax.stop_gradient((x, jnp.mean(centroids, axis=0, keepdims=True)))
+    active = jnp.ones(centroids.shape[0], bool) if active is None else active
+    near = partial(_nearest, centroids=jax.lax.stop_gradient(centroids) - mean, active=active)
+    blocks = _blocks(fixed, centroids.shape[0])
+    labels = jax.lax.map(lambda block: near(block - mean), blocks).reshape(-1)[: x.shape[0]]
+    return labels, _direct(x, centroids[labels])
+
+
+def _inertia(x, centroids, weights, active):
+    labels, sqdist = _assign(x, centroids, active)
+    return jnp.sum(weights * sqdist)
+
+
+def _direct(x, own):
+    """Squared distances by differences: exact near 0, where the expanded form is not. -> [n]."""
+    return jnp.sum((x - own) ** 2, axis=-1)
+
+
+def _through_means(x, centroids, labels, weights):
+    """The value of `centroids`, with the gradient of the means of their rows."""
+    sums, counts = _sums(x, labels, weights, centroids.shape[0])
+    means = sums / jnp.maximum(counts, 1e-30)[:, None]
+    return centroids + (means - jax.lax.stop_gradient(means))
+
+
+def _blocks(x, n_clusters, shape=None):
+    """Rows in equal blocks, padded with zeros, small enough for scores [k, block] to be cheap."""
+    if shape is None:
+        block = min(max(2**20 // max(n_clusters, x.shape[1]), 256), x.shape[0])
+        shape = (-(-x.shape[0] // block), block)
+    padding = shape[0] * shape[1] - x.shape[0]
+    padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+    return padded.reshape(*shape, *x.shape[1:])
+
+
+def _is_host(x) -> bool:
+    return isinstance(x, np.ndarray)
+
+
+def _narrow(x, offset) -> Array:
+    """`x - offset` as a float array that JAX computes with; host arrays in float64 until then."""
+    if _is_host(x):
+        return jnp.asarray(np.asarray(x - offset, np.float32))
+    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+
+
+def _check(x, n_clusters, init, n_init, max_iter, weights) -> None:
+    if np.ndim(x) != 2 or 0 in x.shape:
+        raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
+    n, d = x.shape
+    if not 1 <= n_clusters <= n:
+        raise ValueError(f"expected 1 <= n_clusters <= {n} (the rows), found {n_clusters}")
+    if n_init < 1 or (not isinstance(max_iter, jax.core.Tracer) and max_iter < 1):
+        raise ValueError(f"expected n_init and max_iter >= 1, found {n_init} and {max_iter}")
+    if isinstance(init, str) and init not in ("k-means++", "random"):
+        raise ValueError(
+            f"expected init 'k-means++', 'random', centroids or function, found {init!r}"
+        )
+    if hasattr(init, "shape") and init.shape != (n_clusters, d):
+        raise ValueError(f"expected first centroids {(n_clusters, d)}, found {init.shape}")
+    if weights is not None and np.shape(weights) != (n,):
+        raise ValueError(f"expected weights of shape ({n},), found {np.shape(weights)}")
+    for name, values in (("x", x), ("weights", weights)):
+        if values is None or isinstance(values, jax.core.Tracer):
+            continue
+        finite = np.isfinite(values) if _is_host(values) else jnp.isfinite(values)
+        if not bool(finite.all()):
+            bad = int(finite.size - finite.sum())
+            raise ValueError(f"expected finite {name}, found {bad} NaN or infinite values")
+    if weights is None or isinstance(weights, jax.core.Tracer):
+        return
+    if bool((weights < 0).any()) or not bool((weights > 0).any()):
+        raise ValueError("expected weights >= 0 and a positive one, found none or negative ones")

@@ -1,0 +1,299 @@
+"""Options of a run: dataclasses <-> command line and file. Imports no JAX, so --help is quick."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is clustered."""
+
+    data: str = "digits"
+    """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, pendigits, pbmc4k, fsdd,
+    twenty_newsgroups, ag_news, bbc_news) or path of a file or folder (npy, npz, csv, parquet,
+    jsonl, txt, images, wav)."""
+
+    n_clusters: int | None = None
+    """Number of clusters. None: the documented number of classes of a named set; files need it."""
+
+    labels: str | None = None
+    """File (npy, csv, txt) or column with labels, used for scores only. None: those that came with
+    the data, if any."""
+
+    kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
+    """Kind of the rows of a file; auto: by its shape and type."""
+
+    scaling: Literal["auto", "range", "standard", "counts", "none"] = "auto"
+    """range: to 0..1; standard: mean 0 and deviation 1 per feature; counts: gene counts, log, then
+    standard. auto: range for images, standard for tables."""
+
+    limit: int | None = None
+    """Use a fixed random part of so many rows. None: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How it is clustered."""
+
+    method: Literal["autoencoder", "dcn", "dkm"] = "dcn"
+    """autoencoder: k-means on its code. dcn, dkm: network and centroids trained together."""
+
+    profile: Literal["practical", "paper"] = "practical"
+    """Defaults of the options below: quick and good, or as published."""
+
+    augment: Literal["none", "affine"] = "none"
+    """Random rotation and shift of images, in every phase of training."""
+
+    weight: float | None = None
+    """Weight of the clustering term against the summed squared error (dcn, dkm)."""
+
+    alpha: float | None = None
+    """Inverse temperature of the soft assignment (dkm)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The autoencoder."""
+
+    network: Literal["mlp", "conv"] = "mlp"
+    """Perceptron, or convolutions for images."""
+
+    hidden: tuple[int, ...] = (500, 500, 2000)
+    """Widths of the encoder's hidden layers (mlp); the decoder mirrors them."""
+
+    embed_dim: int = 10
+    """Width of the code."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of products (mlp); bfloat16 keeps sums and weights in float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and how fast."""
+
+    pretrain_epochs: int | None = None
+    """Epochs of the autoencoder that starts dcn and dkm; 0 starts from random weights."""
+
+    epochs: int | None = None
+    """Epochs of the method itself."""
+
+    batch_size: int = 256
+    """Rows per step."""
+
+    learning_rate: float | None = None
+    """Of the method itself: SGD for autoencoder, Adam for dcn and dkm."""
+
+    pretrain_learning_rate: float | None = None
+    """Of the SGD of the autoencoder that starts dcn and dkm."""
+
+    decay: float | None = None
+    """Share of each phase, at its end, over which the learning rate falls to 0; 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Seeds, files and speed."""
+
+    seeds: int = 5
+    """Runs trained together, each with its own key; scores are mean and deviation over them."""
+
+    seed: int = 0
+    """Root of all keys. The same seed gives the same runs."""
+
+    out: Path | None = None
+    """Run directory. None: runs/DATA-METHOD."""
+
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint."""
+
+    overwrite: bool = False
+    """Delete the run in --out first."""
+
+    config: Path | None = None
+    """File with options, .toml or .json; the command line overrides it. Every run writes such a
+    file, config.json, which repeats it."""
+
+    compilation_cache: Literal["auto", "on", "off"] = "auto"
+    """Keep compiled programs in the user's cache folder. auto: on accelerators only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """All options of a run, by group."""
+
+    data: Annotated[Data, tyro.conf.OmitArgPrefixes] = Data()
+    method: Annotated[Method, tyro.conf.OmitArgPrefixes] = Method()
+    network: Annotated[Network, tyro.conf.OmitArgPrefixes] = Network()
+    training: Annotated[Training, tyro.conf.OmitArgPrefixes] = Training()
+    run: Annotated[Run, tyro.conf.OmitArgPrefixes] = Run()
+
+
+# What None stands for. The same for all data sets; an option that a method does not have is absent.
+# Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
+# algorithms/autoencoder.py); dcn and dkm, their papers.
+_PRETRAINED = {"pretrain_epochs": 100, "pretrain_learning_rate": 0.2, "decay": 0.2}
+_PRETRAINED_PAPER = {"pretrain_epochs": 50, "pretrain_learning_rate": 0.067, "decay": 0.0}
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "practical": {
+        "autoencoder": {"epochs": 100, "learning_rate": 0.2, "decay": 0.2},
+        "dcn": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-3, "weight": 0.05},
+        "dkm": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-3, "weight": 1.0, "alpha": 1e3},
+    },
+    "paper": {
+        "autoencoder": {"epochs": 300, "learning_rate": 0.067, "decay": 0.0},
+        "dcn": {**_PRETRAINED_PAPER, "epochs": 50, "learning_rate": 1e-3, "weight": 0.05},
+        "dkm": {
+            **_PRETRAINED_PAPER,
+            "epochs": 100,
+            "learning_rate": 1e-3,
+            "weight": 1.0,
+            "alpha": 1e3,
+        },
+    },
+}
+
+
+_SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
+
+
+class ConfigError(ValueError):
+    """An option or a file of options cannot be used; the message is one line."""
+
+
+def flatten(options: Options) -> dict[str, Any]:
+    """The options by their names on the command line, without groups; JSON-able."""
+    flat: dict[str, Any] = {}
+    for group in dataclasses.fields(options):
+        flat |= dataclasses.asdict(getattr(options, group.name))
+    return {name: str(v) if isinstance(v, Path) else v for name, v in flat.items()}
+
+
+def parse(args: Sequence[str] | None = None) -> Options:
+    """Options from command-line arguments, over those of `--config FILE`, over the defaults.
+
+    Prints help or a one-line complaint and exits where tyro does.
+
+    Raises:
+        ConfigError: the file of options cannot be read or has unknown names.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(args)[0].config
+    from_file = [] if file is None else _as_arguments(read(file))
+    return tyro.cli(
+        Options,
+        args=[*from_file, *args],
+        description=_description(),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Options by name from a .toml or .json file.
+
+    Raises:
+        ConfigError: no such file, not readable, or a name that is no option.
+    """
+    try:
+        text = file.read_text()
+        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
+    except ValueError as error:  # both parsers raise subclasses
+        raise ConfigError(f"cannot read --config {file}: {error}") from None
+    known = list(flatten(Options()))
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown option {name!r} in {file}{hint}")
+    return values
+
+
+def resolve(options: Options) -> Options:
+    """The options with every None that a profile knows replaced.
+
+    Raises:
+        ConfigError: an option is out of range, or the method does not have it.
+    """
+    method = options.method.method
+    defaults = PROFILES[options.method.profile][method]
+    groups: dict[str, Any] = {}
+    for name in ("weight", "alpha"):
+        groups |= _filled(options, "method", name, defaults, method, groups)
+    for name in _SCHEDULE:
+        groups |= _filled(options, "training", name, defaults, method, groups)
+    options = dataclasses.replace(options, **groups)
+    if options.run.out is None:
+        stem = Path(options.data.data).stem
+        run = dataclasses.replace(options.run, out=Path("runs") / f"{stem}-{method}")
+        options = dataclasses.replace(options, run=run)
+    _check_ranges(options)
+    return options
+
+
+def _filled(options, group, name, defaults, method, groups) -> dict[str, Any]:
+    """The group with one None replaced by the default of the method."""
+    values = groups.get(group, getattr(options, group))
+    given = getattr(values, name)
+    if given is not None and name not in defaults:
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--{flag} {given} is no option of --method {method}; leave it out")
+    if given is None:
+        values = dataclasses.replace(values, **{name: defaults.get(name)})
+    return {group: values}
+
+
+def _check_ranges(options: Options) -> None:
+    flat = flatten(options)
+    for name in ("n_clusters", "limit", "embed_dim", "batch_size", "seeds"):
+        if flat[name] is not None and flat[name] < 1:
+            raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
+    for name in ("epochs", "pretrain_epochs", "weight", "alpha", "seed"):
+        if flat[name] is not None and flat[name] < 0:
+            raise ConfigError(f"expected --{name.replace('_', '-')} >= 0, found {flat[name]}")
+    for name in ("learning_rate", "pretrain_learning_rate"):
+        if flat[name] is not None and not flat[name] > 0:
+            raise ConfigError(f"expected --{name.replace('_', '-')} > 0, found {flat[name]}")
+    if not 0 <= options.training.decay <= 1:
+        raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
+    if not options.network.hidden or min(options.network.hidden) < 1:
+        raise ConfigError(f"expected --hidden widths >= 1, found {options.network.hidden}")
+    if options.run.resume and options.run.overwrite:
+        raise ConfigError("expected --resume or --overwrite, found both")
+
+
+def _as_arguments(values: dict[str, Any]) -> list[str]:
+    """Options by name as command-line arguments, so that one parser checks both."""
+    args: list[str] = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or value is False:  # no option has True as its default
+            continue
+        items = value if isinstance(value, list | tuple) else [] if value is True else [value]
+        args += [flag, *(str(item) for item in items)]
+    return args
+
+
+def _description() -> str:
+    """The text above the options in --help, with the table of defaults by method."""
+    lines = ["Cluster data with a trained network, over several seeds. Where an option says None:"]
+    names = (*_SCHEDULE, "weight", "alpha")
+    for profile, methods in PROFILES.items():
+        for method, values in methods.items():
+            shown = " ".join(f"--{n.replace('_', '-')} {values[n]:g}" for n in names if n in values)
+            lines.append(f"{profile} {method}: {shown}")
+    return "\n\n".join(lines)

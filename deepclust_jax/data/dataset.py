@@ -1,0 +1,153 @@
+"""Load a named data set or an own file: (rows ready to train on, labels or None)."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepclust_jax.data import arrays, files, labelling, named
+from deepclust_jax.data import preprocessing as prep
+from deepclust_jax.data.clips import Clips
+from deepclust_jax.data.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to train on and where they come from. Labels are never part of it."""
+
+    x: np.ndarray | prep.Rows  # [n, ...] float32; Rows for a large memory-mapped file
+    raw: Any  # what was read: numbers [n, ...] (pictures [n, h, w, c]), list of str, or Clips
+    kind: str  # "tabular", "image", "text" or "audio"
+    name: str
+    n_clusters: int | None  # documented number of classes of a named set; None for own files
+    names: tuple[str, ...]  # of the features, if the file names them
+    preprocessing: prep.Preprocessing
+    checksum: str  # of the raw rows, see arrays.checksum
+
+
+def load(
+    source: str | Path,
+    *,
+    labels: str | Path | None = None,
+    kind: str | None = None,
+    scaling: str = "auto",
+    preprocessing: prep.Preprocessing | None = None,
+    limit: int | None = None,
+) -> tuple[Dataset, np.ndarray | None]:
+    """(dataset, labels): rows ready to train on, and labels int64 [n] from 0 or None.
+
+    source         a name (see named.py) or a path: npy, npz, csv, parquet, jsonl, txt, or a folder
+                   of pictures or wav files; sub-folders then are the classes
+    labels         a file with one label per row (npy, txt, csv), or a column of the table or
+                   jsonl; labels are numbered in sorted order
+    kind           overrides what the data look like: tabular, image, text, audio
+    scaling        auto, range, standard, counts, none (scaling.py)
+    preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run
+    limit          keep the first `limit` rows of a fixed permutation of the rows
+
+    Raises DataError, one line, for every input that cannot be clustered.
+    """
+    _check_arguments(kind, scaling, preprocessing, limit)
+    entry = _entry(source)
+    name = str(source) if entry else Path(source).name
+    found = _read(source, labels, entry)
+    raw = as_kind(found.raw, kind or (entry.kind if entry else None), name)
+    arrays.check(raw, name, fitting=preprocessing is None)
+    y = labelling.resolve(found.labels, None if found.from_column else labels, len(raw), name)
+    if limit is not None and limit < len(raw):
+        kept = np.random.default_rng(0).permutation(len(raw))[:limit]
+        raw, y = _take(raw, kept), None if y is None else y[kept]
+    kind = kind or prep.infer_kind(raw)
+    if preprocessing is None:
+        if scaling == "auto" and entry and kind == entry.kind:
+            scaling = entry.scaling
+        preprocessing = prep.fit(raw, kind, scaling)
+    prep.check_fits(preprocessing, raw, kind)
+    lazy = isinstance(raw, np.memmap)
+    x = prep.Rows(preprocessing, raw) if lazy else prep.apply(preprocessing, raw)
+    n_clusters = entry.n_clusters if entry else None
+    checksum = arrays.checksum(raw)
+    return Dataset(x, raw, kind, name, n_clusters, found.names, preprocessing, checksum), y
+
+
+def _read(source: str | Path, labels: str | Path | None, entry: named.Named | None) -> files.Found:
+    try:
+        return files.Found(*named.read(str(source))) if entry else files.read(Path(source), labels)
+    except OSError as error:
+        reason = error.strerror or str(error).replace("\n", " ")
+        raise DataError(f"cannot read {error.filename or source}: {reason}") from None
+
+
+def _check_arguments(kind, scaling, preprocessing, limit) -> None:
+    prep.check_options(kind, scaling)
+    if preprocessing is not None and scaling != "auto":
+        raise DataError("give either scaling or a stored preprocessing, which has its own scaling")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise DataError(f"limit is the number of rows to keep, at least 1, found {limit!r}")
+
+
+def _entry(source: str | Path) -> named.Named | None:
+    """Table entry of a named set, None for a path; raises DataError if it is neither."""
+    if not isinstance(source, str | Path):
+        raise DataError(
+            f"expected the name of a data set or a path, found {type(source).__name__}; save "
+            "arrays with numpy.save first"
+        )
+    if isinstance(source, str) and source in named.NAMED:
+        return named.NAMED[source]
+    if os.path.lexists(source):
+        return None
+    if isinstance(source, Path) or os.sep in source or Path(source).suffix:
+        raise DataError(f"no file or folder {source}; check the path")
+    near = difflib.get_close_matches(source.lower(), named.NAMED, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise DataError(
+        f"unknown data set {source!r}; {hint}expected one of {', '.join(sorted(named.NAMED))}, "
+        "or the path of a file or folder"
+    )
+
+
+def as_kind(raw: arrays.Raw, kind: str | None, name: str) -> arrays.Raw:
+    """Raw rows in the shape of their kind: pictures [n, h, w, c], tables [n, d].
+
+    Without a kind, two axes are a table and uint8 with three or four axes are pictures. Raises
+    DataError where the rows cannot be that kind.
+    """
+    if not isinstance(raw, np.ndarray):
+        found = prep.infer_kind(raw)
+        if kind not in (None, found):
+            raise DataError(f"{name}: expected {kind} data, found {found} data")
+        return raw
+    arrays.check_dtype(raw, name)
+    if kind in ("text", "audio"):
+        raise DataError(f"{name}: expected {kind} data, found an array of shape {raw.shape}")
+    if raw.ndim == 2 and kind != "image":
+        return raw
+    if kind == "tabular" and raw.ndim > 2:
+        return raw.reshape(len(raw), -1)
+    pictures = raw.ndim in (3, 4) and (raw.dtype == np.uint8 or kind == "image")
+    if not pictures:
+        raise DataError(
+            f"{name}: found {raw.dtype} values of shape {raw.shape}; expected rows [n, d], or "
+            "pictures [n, h, w] or [n, h, w, c] (uint8, or any numbers with kind='image'); "
+            "kind='tabular' flattens rows"
+        )
+    if raw.ndim == 3:
+        return raw[..., None]
+    if kind is None and raw.shape[3] > 4:
+        raise DataError(
+            f"{name}: found pictures of shape {raw.shape[1:]}; expected [h, w, c] with at most 4 "
+            "channels, channels last: move the axis with numpy.moveaxis, or pass kind='image'"
+        )
+    return raw
+
+
+def _take(raw: arrays.Raw, kept: np.ndarray) -> arrays.Raw:
+    if isinstance(raw, np.ndarray):
+        return np.asarray(raw[kept])
+    chosen: Sequence = [raw[i] for i in kept]
+    return Clips(tuple(chosen), raw.sample_rate) if isinstance(raw, Clips) else chosen

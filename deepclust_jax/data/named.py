@@ -1,0 +1,157 @@
+"""The named data sets: one plain table, and how to read each file of the data folder.
+
+Files are read from the folder DEEPCLUST_DATA_DIR; those with a stable public source are otherwise
+downloaded once (download.py) into the user's cache.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepclust_jax.data import arrays, documents, files, newsgroups, sources
+from deepclust_jax.data.clips import Clips
+from deepclust_jax.data.errors import DataError
+
+Content = tuple[arrays.Raw, np.ndarray]  # raw rows; labels
+
+
+@dataclass(frozen=True)
+class Named:
+    """One data set: its file, what it holds, how to read and where to get it."""
+
+    file: str | None  # in DEEPCLUST_DATA_DIR; None: comes with scikit-learn
+    kind: str
+    n_clusters: int
+    read: Callable[[Path | None], Content]
+    download: Callable[[], Content] | None = None
+    scaling: str = "auto"
+    origin: str = ""  # where to get the file, if it cannot be downloaded
+
+
+def read(name: str) -> Content:
+    """(raw rows, labels) of a named set. Raises DataError if its file is neither found nor had."""
+    entry = NAMED[name]
+    if entry.file is None:
+        return entry.read(None)
+    folder = os.environ.get("DEEPCLUST_DATA_DIR")
+    path = Path(folder) / entry.file if folder else None
+    if path is not None and path.exists():
+        return entry.read(path)
+    if entry.download is not None:
+        return entry.download()
+    where = f"found no {path}" if path else "DEEPCLUST_DATA_DIR is not set"
+    raise DataError(
+        f"{name} needs the file {entry.file} in the folder DEEPCLUST_DATA_DIR: {where}; it is made "
+        f"from {entry.origin}"
+    )
+
+
+def _digits(_: None) -> Content:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return digits.images.astype(np.uint8)[..., None], digits.target
+
+
+def _arrays(*wanted: str) -> Callable[[Path], list[np.ndarray]]:
+    def read_file(path: Path) -> list[np.ndarray]:
+        with files.open_npz(path) as stored:
+            missing = [key for key in wanted if key not in stored.files]
+            if missing:
+                raise DataError(f"{path}: expected the arrays {wanted}, {missing[0]} is missing")
+            return [stored[key] for key in wanted]
+
+    return read_file
+
+
+def _grey(path: Path) -> Content:
+    x, y = _arrays("X", "y")(path)
+    return x[..., None], y
+
+
+def _usps(path: Path) -> Content:
+    # The published grey levels are multiples of 1/2000 in [0, 1]; bytes would round them.
+    x, y = _arrays("X2000", "y")(path)
+    return x[..., None], y
+
+
+def _plain(path: Path) -> Content:
+    x, y = _arrays("X", "y")(path)
+    return x, y
+
+
+def _fsdd(path: Path) -> Content:
+    audio, ends, y, rate = _arrays("audio", "offsets", "y", "sample_rate")(path)
+    clips = [audio[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return Clips(tuple(clips), int(rate)), y
+
+
+def _texts(path: Path) -> Content:
+    texts, y = documents.read_jsonl(path, "label")
+    return texts, np.asarray(y)
+
+
+def _newsgroups(path: Path) -> Content:
+    texts, y = _texts(path)
+    return [newsgroups.body(text) for text in texts], y
+
+
+NAMED = {
+    "digits": Named(None, "image", 10, _digits),
+    "mnist": Named("mnist.npz", "image", 10, _grey, download=sources.mnist),
+    "fashion_mnist": Named("fashion_mnist.npz", "image", 10, _grey, download=sources.fashion_mnist),
+    "usps": Named(
+        "usps.npz",
+        "image",
+        10,
+        _usps,
+        origin="the USPS digits of 'The Elements of Statistical Learning' (zip.train, zip.test): "
+        "X2000 uint16 [9298, 16, 16] = 1000 (value + 1), y",
+    ),
+    # The 10,000 test pictures, from either source.
+    "cifar10": Named("cifar10_10k.npz", "image", 10, _plain, download=sources.cifar10_test),
+    "pendigits": Named(
+        "pendigits.npz",
+        "tabular",
+        10,
+        _plain,
+        origin="UCI 'Pen-Based Recognition of Handwritten Digits' (pendigits.tra, then "
+        "pendigits.tes): X [10992, 16], y",
+    ),
+    "pbmc4k": Named(
+        "pbmc4k_10x.npz",
+        "tabular",
+        8,
+        _plain,
+        scaling="counts",
+        origin="the 10x PBMC 4k counts of the scDCC repository: X [4271, 2000], y",
+    ),
+    "fsdd": Named(
+        "fsdd.npz",
+        "audio",
+        10,
+        _fsdd,
+        origin="the Free Spoken Digit Dataset: audio int16, offsets [3001], y, sample_rate; or "
+        "give its wav files as a folder with one sub-folder per digit",
+    ),
+    "twenty_newsgroups": Named(
+        "twenty_newsgroups.jsonl.gz", "text", 20, _newsgroups, download=sources.twenty_newsgroups
+    ),
+    "ag_news": Named(
+        "ag_news_test.jsonl.gz",
+        "text",
+        4,
+        _texts,
+        origin="the test part of AG News: one JSON object per line with text and label",
+    ),
+    "bbc_news": Named(
+        "bbc_news.jsonl.gz",
+        "text",
+        5,
+        _texts,
+        origin="BBC News (2225 articles): one JSON object per line with text and label",
+    ),
+}

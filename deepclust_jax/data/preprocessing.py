@@ -1,0 +1,157 @@
+"""From raw rows to what networks train on: fitted once, stored without pickle, applied again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepclust_jax.data import arrays, text
+from deepclust_jax.data import scaling as scalings
+from deepclust_jax.data.clips import Clips
+from deepclust_jax.data.errors import DataError
+
+KINDS = ("tabular", "image", "text", "audio")
+JSON_FILE, ARRAYS_FILE = "preprocessing.json", "preprocessing.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessing:
+    """A fitted transformation: plain settings (JSON) and arrays, no code."""
+
+    kind: str  # one of KINDS
+    settings: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A memory map seen through its preprocessing: `rows[i]` reads and transforms only row i."""
+
+    preprocessing: Preprocessing
+    raw: np.ndarray  # [n, ...], on disk
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ...) of the transformed rows."""
+        return self.raw.shape
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.raw)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Transformed rows of a slice or an integer array. -> float32 [b, ...]."""
+        return apply(self.preprocessing, np.asarray(self.raw[rows]))
+
+
+def fit(raw: arrays.Raw, kind: str, scaling: str = "auto") -> Preprocessing:
+    """Preprocessing fitted to these rows.
+
+    "auto" scales pictures by "range" and tables by "standard" (see scaling.py); texts and sounds
+    have their own features and take only "auto". Raises DataError for an unknown kind or scaling.
+    """
+    check_options(kind, scaling)
+    if kind == "text":
+        return Preprocessing(kind, *text.fit(raw))
+    if kind == "audio":
+        from deepclust_jax.data import audio  # imports jax
+
+        return Preprocessing(kind, *audio.fit(raw))
+    if scaling == "auto":
+        scaling = "range" if kind == "image" else "standard"
+    settings = {"scaling": scaling, "shape": list(raw.shape[1:]), "bytes": raw.dtype == np.uint8}
+    constants = scalings.fit(raw, scaling, pictures=kind == "image")
+    return Preprocessing(kind, settings, constants)
+
+
+def check_options(kind: str | None, scaling: str) -> None:
+    """Raise DataError for an unknown kind or scaling, or a scaling that the kind does not take."""
+    if kind is not None and kind not in KINDS:
+        raise DataError(f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if scaling != "auto" and scaling not in scalings.SCALINGS:
+        raise DataError(
+            f"unknown scaling {scaling!r}; expected auto, {', '.join(scalings.SCALINGS)}"
+        )
+    if kind in ("text", "audio") and scaling != "auto":
+        raise DataError(f"{kind} takes only scaling='auto', found {scaling!r}")
+
+
+def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
+    """Rows ready to train on. raw -> float32 [n, ...]; bit-identical for the same rows.
+
+    Raises DataError if the rows do not fit what `p` was fitted on, or leave float32's range.
+    """
+    check_fits(p, raw)
+    if p.kind == "text":
+        return text.apply(p.settings, p.arrays, raw)
+    if p.kind == "audio":
+        from deepclust_jax.data import audio  # imports jax
+
+        return audio.apply(p.settings, p.arrays, raw)
+    x = np.empty(raw.shape, np.float32)
+    with np.errstate(over="ignore"):
+        for rows in arrays.row_blocks(raw.shape):
+            x[rows] = scalings.transform(raw[rows], p.settings["scaling"], p.arrays)
+            if not np.isfinite(x[rows]).all():
+                raise DataError(
+                    f"scaling {p.settings['scaling']!r} leaves values beyond float32 (3.4e38); "
+                    "use scaling='standard'"
+                )
+    return x
+
+
+def check_fits(p: Preprocessing, raw: arrays.Raw, kind: str | None = None) -> None:
+    """Raise DataError unless these rows (of this kind) are like those that `p` was fitted on."""
+    kind = kind or infer_kind(raw, p.kind)
+    if kind != p.kind:
+        raise DataError(f"the stored preprocessing expects {p.kind} data, found {kind} data")
+    if kind in ("text", "audio"):
+        return
+    expected = tuple(p.settings["shape"])
+    if raw.shape[1:] != expected:
+        raise DataError(
+            f"the stored preprocessing expects {p.kind} rows of shape {expected}, "
+            f"found {raw.shape[1:]}"
+        )
+    if p.kind == "image" and p.settings["bytes"] != (raw.dtype == np.uint8):
+        wanted = "uint8" if p.settings["bytes"] else "other than uint8"
+        raise DataError(
+            f"the stored preprocessing was fitted on {wanted} pictures, found {raw.dtype}, "
+            "which would be scaled wrongly; convert them first"
+        )
+
+
+def infer_kind(raw: arrays.Raw, arrays_are: str | None = None) -> str:
+    """Kind of raw rows; arrays are `arrays_are` if that is a kind of array, else by their axes."""
+    if not isinstance(raw, np.ndarray):
+        return "audio" if isinstance(raw, Clips) else "text"
+    if arrays_are in ("tabular", "image"):
+        return arrays_are
+    return "image" if raw.ndim == 4 else "tabular"
+
+
+def save(p: Preprocessing, folder: str | Path) -> None:
+    """Write preprocessing.json and preprocessing.npz into an existing folder."""
+    folder = Path(folder)
+    np.savez(folder / ARRAYS_FILE, **p.arrays)
+    head = {"format": 1, "kind": p.kind, "settings": p.settings}
+    (folder / JSON_FILE).write_text(json.dumps(head, sort_keys=True), encoding="utf-8")
+
+
+def load(folder: str | Path) -> Preprocessing:
+    """What `save` wrote. Raises DataError if a file is missing or damaged."""
+    folder = Path(folder)
+    try:
+        head = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
+        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as stored:
+            constants = {name: stored[name] for name in stored.files}
+    except Exception as error:  # zip, JSON, NumPy and the file system each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"cannot read the preprocessing in {folder}: {reason}") from None
+    if not isinstance(head, Mapping) or head.get("format") != 1 or head.get("kind") not in KINDS:
+        raise DataError(f"{folder / JSON_FILE} is not a preprocessing file of format 1")
+    return Preprocessing(head["kind"], head["settings"], constants)

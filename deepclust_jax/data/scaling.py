@@ -1,0 +1,85 @@
+"""Scalings of numbers: fitted in float64 in blocks, so that large offsets and memory maps are safe.
+
+range     one offset and one span for all values, to [0, 1]
+standard  each feature minus its mean, over its standard deviation; constant features become 0
+counts    gene counts: over the row's total, times the median total, log(1 + x), then standard
+none      as they are
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from deepclust_jax.data import arrays
+from deepclust_jax.data.errors import DataError
+
+SCALINGS = ("range", "standard", "counts", "none")
+FEW_LEVELS = 16  # uint8 pictures up to this value are masks or coarse grey levels, not bytes
+
+
+def fit(x: np.ndarray, scaling: str, *, pictures: bool) -> dict[str, np.ndarray]:
+    """Constants of a scaling (float64 arrays) from raw values. x [n, ...]."""
+    if scaling == "none":
+        return {}
+    if scaling == "range":
+        return _fit_range(x, pictures)
+    if scaling == "standard":
+        return moments(lambda: _blocks(x), len(x))
+    if x.ndim != 2 or any((np.asarray(x[rows]) < 0).any() for rows in arrays.row_blocks(x.shape)):
+        raise DataError(
+            "scaling 'counts' expects a table of counts >= 0, found negative values or "
+            f"another shape {x.shape}; use scaling='standard'"
+        )
+    totals = np.concatenate([block.sum(axis=1) for block in _blocks(x)])
+    total = np.median(totals[totals > 0]) if (totals > 0).any() else np.float64(1.0)
+    logs = moments(lambda: (_log_counts(block, total) for block in _blocks(x)), len(x))
+    return {"total": np.asarray(total), **logs}
+
+
+def transform(block: np.ndarray, scaling: str, constants: dict[str, np.ndarray]) -> np.ndarray:
+    """Scaled rows. raw [b, ...] -> float64 [b, ...]; a row's result depends on that row alone."""
+    x = np.ascontiguousarray(block, dtype=np.float64)
+    if scaling == "none":
+        return x
+    if scaling == "range":
+        return (x - constants["offset"]) / constants["span"]
+    if scaling == "counts":
+        x = _log_counts(x, constants["total"])
+    return (x - constants["mean"]) * constants["multiplier"]  # features are the last axes
+
+
+def moments(blocks: Callable[[], Iterator[np.ndarray]], n: int) -> dict[str, np.ndarray]:
+    """Per-feature `mean` and `multiplier` (1 / standard deviation, 0 for a constant feature)."""
+    first, total = None, 0.0
+    for block in blocks():
+        # Relative to the first row: exact for constant features, whatever their value.
+        first = block[0] if first is None else first
+        total = total + (block - first[None]).sum(axis=0)
+    mean = first + total / n
+    squares = 0.0
+    with np.errstate(over="ignore"):
+        for block in blocks():
+            squares = squares + ((block - mean[None]) ** 2).sum(axis=0)
+    std = np.sqrt(squares / n)
+    if not np.isfinite(std).all():
+        raise DataError("values too large to be standardised (beyond 1e150); rescale them first")
+    return {"mean": mean, "multiplier": 1.0 / np.where(std > 0, std, np.inf)}
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    for rows in arrays.row_blocks(x.shape):
+        yield np.ascontiguousarray(x[rows], dtype=np.float64)
+
+
+def _fit_range(x: np.ndarray, pictures: bool) -> dict[str, np.ndarray]:
+    low = float(min(np.asarray(x[rows]).min() for rows in arrays.row_blocks(x.shape)))
+    high = float(max(np.asarray(x[rows]).max() for rows in arrays.row_blocks(x.shape)))
+    if pictures and x.dtype == np.uint8:
+        low, high = 0.0, 255.0 if high > FEW_LEVELS else high
+    span = high - low
+    return {"offset": np.float64(low), "span": np.float64(span if span > 0 else 1.0)}
+
+
+def _log_counts(block: np.ndarray, total: np.ndarray) -> np.ndarray:
+    sums = block.sum(axis=1, keepdims=True)
+    return np.log1p(block / np.where(sums > 0, sums, 1.0) * total)

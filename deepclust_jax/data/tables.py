@@ -1,0 +1,185 @@
+"""Tables of numbers from csv and parquet; the label column never becomes a feature.
+
+Columns called label, labels, class or target (in any case) are never features: one of them, or the
+column named by `labels=`, becomes the labels.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deepclust_jax.data import labelling
+from deepclust_jax.data.errors import DataError
+
+Table = tuple[np.ndarray, Sequence | None, tuple[str, ...]]  # values [n, d], labels, names
+
+
+def read_csv(path: Path, labels: str | None) -> Table:
+    """Values float64 [n, d], labels or None, feature names (empty without a header line).
+
+    Separators are comma, semicolon or tab. The first line is a header if none of its cells is a
+    number, if one stands above a number, or if the numbers are 0, 1, 2, ... of at least 4 columns.
+    Raises DataError naming the row and column of a cell that is not a number.
+    """
+    try:
+        return _read_csv(path, labels)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a csv file in UTF-8 ({error})") from None
+
+
+def _read_csv(path: Path, labels: str | None) -> Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        separator = max(",;\t", key=head.count)
+        file.seek(0)
+        rows = (row for row in csv.reader(file, delimiter=separator) if row)
+        first, second = next(rows, []), next(rows, [])
+    header = _is_header(first, second)
+    if not second and header:
+        raise DataError(f"{path}: found a header line but no rows")
+    names = [cell.strip() for cell in first] if header else None
+    columns = names or [str(i) for i in range(len(first))]
+    label, features = split_columns(names, len(first), labels, path)
+    values = _csv_values(path, separator, header, features, columns)
+    # NumPy does not look at the length of rows when it skips columns.
+    y = None
+    if len(features) < len(columns):
+        y = _csv_column(path, separator, label, columns)
+    return values, y, tuple(names[i] for i in features) if names else ()
+
+
+def split_columns(
+    names: Sequence[str] | None, width: int, labels: str | None, path: Path
+) -> tuple[int | None, list[int]]:
+    """Indices of the label column (or None) and of the features."""
+    if labels is not None and labels not in (names or ()):
+        found = f"columns {', '.join(names)}" if names else "no header line: add one"
+        raise DataError(
+            f"{path}: no column and no file {labels!r} for the labels; found {_short(found)}"
+        )
+    reserved = [i for i, n in enumerate(names or ()) if n.lower() in labelling.LABEL_COLUMNS]
+    label = names.index(labels) if labels is not None else None
+    if label is None and reserved:
+        if len(reserved) > 1:
+            both = " and ".join(names[i] for i in reserved)
+            raise DataError(f"{path}: found {both}; name the label column with labels=")
+        label = reserved[0]
+    features = [i for i in range(width) if i != label and i not in reserved]
+    if not features:
+        raise DataError(f"{path}: expected at least one column of numbers beside the labels")
+    return label, features
+
+
+def _short(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_header(first: list[str], second: list[str]) -> bool:
+    numeric = [_is_number(cell) for cell in first]
+    if not any(numeric):
+        return True
+    pairs = zip(numeric, second, strict=False)
+    if any(not above and _is_number(below) for above, below in pairs):
+        return True
+    # What pandas writes for columns without names.
+    return len(first) >= 4 and all(cell == str(i) for i, cell in enumerate(first) if numeric[i])
+
+
+def _csv_values(
+    path: Path, separator: str, header: bool, features: list[int], columns: list[str]
+) -> np.ndarray:
+    try:
+        values = np.loadtxt(
+            path,
+            dtype=np.float64,
+            delimiter=separator,
+            comments=None,
+            quotechar='"',
+            skiprows=int(header),
+            usecols=features if len(features) < len(columns) else None,
+            encoding="utf-8-sig",
+            ndmin=2,
+        )
+        if values.shape[1] != len(features):
+            raise ValueError(f"{len(features)} names above {values.shape[1]} columns")
+        return values
+    except ValueError as error:
+        _explain_cell(path, separator, header, features, columns)
+        raise DataError(f"{path}: not a table of numbers ({str(error).splitlines()[0]})") from None
+
+
+def _explain_cell(path, separator, header, features, columns) -> None:
+    """Raise DataError for the first cell that is not a number or row of another length."""
+    for i, row in enumerate(_csv_rows(path, separator, columns, header)):
+        for j in features if i >= header else []:
+            if not _is_number(row[j]):
+                found = repr(_short(row[j], 40)) if row[j].strip() else "an empty cell"
+                raise DataError(
+                    f"{path}: column {columns[j]!r}, row {i - header} (counted from 0): expected a "
+                    f"number, found {found}; drop the column, or give it as labels="
+                )
+
+
+def _csv_rows(path: Path, separator: str, columns: list[str], header: bool) -> Iterator[list[str]]:
+    """All rows that are not blank; DataError for one of another length than `columns`."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for i, row in enumerate(row for row in csv.reader(file, delimiter=separator) if row):
+            if len(row) != len(columns):
+                raise DataError(
+                    f"{path}: row {i - header} (counted from 0) has {len(row)} cells, expected "
+                    f"{len(columns)}"
+                )
+            yield row
+
+
+def _csv_column(path, separator, column: int | None, columns) -> list[str] | None:
+    """One column below the header, or None; either way every row has the right length."""
+    cells = [
+        column is not None and row[column].strip()
+        for row in _csv_rows(path, separator, columns, True)
+    ]
+    return None if column is None else cells[1:]
+
+
+def read_parquet(path: Path, labels: str | None) -> Table:
+    """Values [n, d] in the columns' common type, labels or None, feature names."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f"reading {path} needs pyarrow; install deepclust_jax[data], or save it as .npy or .csv"
+        ) from None
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a readable parquet file: {reason}") from None
+    names = table.column_names
+    label, features = split_columns(names, len(names), labels, path)
+    for i in features:
+        kind = table.schema.types[i]
+        types = pyarrow.types
+        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+            raise DataError(
+                f"{path}: column {names[i]!r} holds {kind}, expected numbers; drop the column, or "
+                "give it as labels="
+            )
+        if table.column(i).null_count:
+            raise DataError(
+                f"{path}: column {names[i]!r} has {table.column(i).null_count} missing values; "
+                "remove these rows or fill the values in"
+            )
+    values = np.column_stack([table.column(i).to_numpy() for i in features])
+    y = None if label is None else table.column(label).to_pylist()
+    return values, y, tuple(names[i] for i in features)

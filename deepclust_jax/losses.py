@@ -1,0 +1,62 @@
+"""Losses: arrays in, one number per example out. No parameters, no mean; `masked_mean` averages.
+
+Sums run over features, as the papers write them, so the weight of one term against another depends
+on it: dividing a reconstruction by the number of features divides its weight by that number.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from deepclust_jax.types import Array
+
+
+def masked_mean(per_example: Array, mask: Array) -> Array:
+    """Mean over the rows that count. [b], [b] of 0/1 -> []; 0 where no row counts."""
+    # `where`, not a product: padding that overflows would give 0 * inf = nan.
+    kept = jnp.where(mask > 0, per_example * mask, 0.0)
+    return jnp.sum(kept) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def reconstruction(x: Array, x_hat: Array) -> Array:
+    """Squared error summed over all features. [b, ...], [b, ...] -> [b]."""
+    if x.shape != x_hat.shape:
+        raise ValueError(f"expected a reconstruction of shape {x.shape}, found {x_hat.shape}")
+    return jnp.sum((x - x_hat) ** 2, axis=tuple(range(1, x.ndim)))
+
+
+def total_variance(x: Array, mask: Array) -> Array:
+    """Variance of the rows that count, summed over features. [b, ...], [b] of 0/1 -> [], > 0."""
+    rows = jnp.where(mask[:, None] > 0, x.reshape(x.shape[0], -1), 0.0)
+    mean = jnp.sum(rows, axis=0, keepdims=True) / jnp.maximum(jnp.sum(mask), 1.0)
+    variance = masked_mean(jnp.sum((rows - mean) ** 2, axis=-1), mask)
+    # A batch of equal rows, such as a last batch of one, has none; its mean square serves.
+    return jnp.where(variance > 0, variance, jnp.sum(mean**2) + 1e-12)
+
+
+def squared_distances(z: Array, centroids: Array) -> Array:
+    """Squared distance of every code to every centroid. [b, d], [k, d] -> [b, k].
+
+    By direct differences: exact for near points, and its gradient is finite at distance zero. For
+    batches; `clustering.kmeans.assign` is the blocked form for whole data sets.
+    """
+    return jnp.sum((z[:, None, :] - centroids[None, :, :]) ** 2, axis=-1)
+
+
+def hard_kmeans(z: Array, centroids: Array) -> Array:
+    """Squared distance to the nearest centroid. [b, d], [k, d] -> [b]."""
+    return jnp.min(squared_distances(z, centroids), axis=-1)
+
+
+def to_own_centroid(z: Array, centroids: Array, labels: Array) -> Array:
+    """Squared distance to a given centroid (DCN, eq. 4). [b, d], [k, d], [b] int -> [b]."""
+    return jnp.sum((z - centroids[labels]) ** 2, axis=-1)
+
+
+def soft_kmeans(z: Array, centroids: Array, alpha: Array | float) -> Array:
+    """Squared distance weighted by a softmin over clusters (DKM, eq. 3). [b, d], [k, d] -> [b].
+
+    `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, infinity is k-means.
+    """
+    sqdist = squared_distances(z, centroids)
+    weights = jax.nn.softmax(-alpha * sqdist, axis=-1)  # subtracts the row's largest exponent
+    return jnp.sum(weights * sqdist, axis=-1)

@@ -1,0 +1,166 @@
+"""Networks as pairs of pure functions. The only file that imports flax.linen."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deepclust_jax.types import Array, Network, Params
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the start under which the published autoencoder figures
+# were reached (DEC-keras); linen's own default has three times the variance.
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _narrow(x: Array) -> Array:
+    return x.astype(jnp.bfloat16)
+
+
+@jax.custom_vjp
+def _bfloat16_product(x: Array, w: Array) -> Array:
+    """[b, i] @ [i, o] -> [b, o] float32, from operands rounded to bfloat16."""
+    return jnp.dot(_narrow(x), _narrow(w), preferred_element_type=jnp.float32)
+
+
+def _bfloat16_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _bfloat16_product(x, w), (x, w)
+
+
+def _bfloat16_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    # JAX's own rule would multiply a float32 cotangent by a bfloat16 operand, which no backend
+    # has a fast product for.
+    x, w = saved
+    return _bfloat16_product(g, w.T), _bfloat16_product(x.T, g)
+
+
+_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+def _bfloat16_dot_general(lhs, rhs, dimension_numbers, precision=None, **_):
+    """The product that `nn.Dense` asks for: last axis of `lhs` with first axis of `rhs`."""
+    del dimension_numbers, precision
+    flat = _bfloat16_product(lhs.reshape(-1, lhs.shape[-1]), rhs)
+    return flat.reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+
+def _dense(width: int, precision: str) -> nn.Module:
+    dot_general = _bfloat16_dot_general if precision == "bfloat16" else None
+    return nn.Dense(width, kernel_init=KERNEL_INIT, dot_general=dot_general)
+
+
+class _MLP(nn.Module):
+    widths: tuple[int, ...]
+    precision: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths[:-1]:
+            x = nn.relu(_dense(width, self.precision)(x))
+        return _dense(self.widths[-1], self.precision)(x)
+
+
+class _ConvEncoder(nn.Module):
+    embed_dim: int
+
+    @nn.compact
+    def __call__(self, x):
+        for features, size in ((32, 5), (64, 5), (128, 3)):
+            x = nn.Conv(features, (size, size), strides=2, kernel_init=KERNEL_INIT)(x)
+            x = nn.relu(x)
+        return _dense(self.embed_dim, "float32")(x.reshape(x.shape[0], -1))
+
+
+class _ConvDecoder(nn.Module):
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, z):
+        height, width, channels = self.shape
+        start = (math.ceil(height / 8), math.ceil(width / 8), 128)
+        x = nn.relu(_dense(math.prod(start), "float32")(z)).reshape(z.shape[0], *start)
+        for features, size in ((64, 3), (32, 5)):
+            x = nn.ConvTranspose(features, (size, size), strides=(2, 2), kernel_init=KERNEL_INIT)(x)
+            x = nn.relu(x)
+        x = nn.ConvTranspose(channels, (5, 5), strides=(2, 2), kernel_init=KERNEL_INIT)(x)
+        return x[:, :height, :width, :]  # three doublings may overshoot by a few pixels
+
+
+def _network(module: nn.Module) -> Network:
+    return Network(init=lambda key, *example: module.init(key, *example), apply=module.apply)
+
+
+def mlp(widths: Sequence[int], *, precision: str = "float32") -> Network:
+    """A perceptron, ReLU between the layers and a linear last one. [b, ...] -> [b, widths[-1]].
+
+    Inputs are flattened. `precision="bfloat16"` rounds both factors of every product, forward and
+    backward, and sums in float32; weights and activations stay float32.
+    """
+    _check_precision(precision)
+    return _network(_MLP(tuple(widths), precision))
+
+
+def conv_encoder(embed_dim: int) -> Network:
+    """Three strided convolutions and a linear layer (ConvDEC-DA). [b, h, w, c] -> [b, d]."""
+    return _network(_ConvEncoder(embed_dim))
+
+
+def conv_decoder(shape: tuple[int, int, int]) -> Network:
+    """The mirror image of `conv_encoder`. [b, d] -> [b, *shape]."""
+    return _network(_ConvDecoder(shape))
+
+
+def autoencoder(
+    kind: str,
+    shape: tuple[int, ...],
+    hidden: Sequence[int],
+    embed_dim: int,
+    *,
+    precision: str = "float32",
+) -> tuple[Network, Network]:
+    """Encoder and decoder for rows of the given shape: [b, *shape] -> [b, embed_dim] and back.
+
+    `kind` is "mlp" (widths `hidden`, mirrored in the decoder) or "conv" (images, fixed widths).
+
+    Raises:
+        ValueError: unknown kind, or "conv" for rows that are no images.
+    """
+    if kind == "conv":
+        if len(shape) != 3:
+            raise ValueError(f"expected rows [h, w, c] for a conv network, found {list(shape)}")
+        if precision != "float32":
+            raise ValueError("expected precision float32 for a conv network, found " + precision)
+        return conv_encoder(embed_dim), conv_decoder(tuple(shape))
+    if kind != "mlp":
+        raise ValueError(f"expected network 'mlp' or 'conv', found {kind!r}")
+    encoder = mlp((*hidden, embed_dim), precision=precision)
+    flat = mlp((*reversed(hidden), math.prod(shape)), precision=precision)
+    decoder = Network(flat.init, lambda params, z: flat.apply(params, z).reshape(-1, *shape))
+    return encoder, decoder
+
+
+def apply_in_blocks(
+    apply: Callable[[Params, Array], Array], params: Params, x: Array, *, block: int = 4096
+) -> Array:
+    """`apply(params, x)` without holding the hidden layers of all rows. [n, ...] -> [n, d]."""
+    n = x.shape[0]
+    block = min(block, n)
+    n_blocks = -(-n // block)
+    # The last block overlaps its neighbour instead of being padded: one compiled shape, no copy.
+    starts = jnp.minimum(jnp.arange(n_blocks) * block, n - block)
+    blocks = jax.lax.map(
+        lambda start: apply(params, jax.lax.dynamic_slice_in_dim(x, start, block)), starts
+    )
+    flat = blocks.reshape(n_blocks * block, *blocks.shape[2:])
+    overlap = n_blocks * block - n
+    if overlap == 0:
+        return flat
+    head = (n_blocks - 1) * block
+    return jnp.concatenate([flat[:head], flat[head + overlap :]])
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"expected precision 'float32' or 'bfloat16', found {precision!r}")

@@ -1,0 +1,108 @@
+"""Everything a finished run leaves in its folder, beside config.json and the checkpoint."""
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepclust_jax import config, metrics, run, train
+from deepclust_jax.data import Dataset, preprocessing
+from deepclust_jax.report import environment, figures, logs, scores
+
+
+def write(
+    folder: Path,
+    options: config.Options,
+    dataset: Dataset,
+    trained: run.Trained,
+    labels: np.ndarray | None,
+) -> dict[str, Any]:
+    """Write arrays, figures, projector and report.json of a trained population. -> the report.
+
+    `labels` [n] are the true classes, for the scores, or None. The run kept is chosen before they
+    are looked at.
+    """
+    z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
+    objectives = final_losses(folder, len(labels_all))
+    report = scores.score_population(labels_all, iter(z_all), objectives, labels)
+    chosen = report["chosen"]["run"]
+    z, found = z_all[chosen], labels_all[chosen]
+    centroids = cluster_means(z, found, options.data.n_clusters)
+    np.save(folder / "embeddings.npy", z)
+    np.save(folder / "labels.npy", found)
+    np.save(folder / "labels_all.npy", labels_all)
+    np.save(folder / "centroids.npy", centroids)
+    preprocessing.save(dataset.preprocessing, folder)
+    _write_figures(folder, dataset, z, found, centroids, labels)
+    report |= {
+        "options": {k: v for k, v in config.flatten(options).items() if k != "out"},
+        "data": {
+            "name": dataset.name,
+            "kind": dataset.kind,
+            "shape": list(dataset.x.shape),
+            "checksum": dataset.checksum,
+            "labelled": labels is not None,
+        },
+        "seconds": trained.seconds,
+        "compile_seconds": trained.compile_seconds,
+        "peak_memory_bytes": peak_memory(),
+        "environment": environment.environment(),
+    }
+    scores.write_report(folder / "report.json", report)
+    return report
+
+
+def final_losses(folder: Path, n_seeds: int) -> np.ndarray:
+    """Loss of every run in the last epoch that was logged, 0 without any. -> [S]."""
+    logged = logs.read_metrics(folder)
+    for phase in ("train", "pretrain"):
+        if "loss" in logged.get(phase, {}):
+            return logged[phase]["loss"][-1]
+    return np.zeros(n_seeds)
+
+
+def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Mean code of every cluster; the mean of all where one is empty. [n, d], [n] -> [k, d]."""
+    counts = np.bincount(labels, minlength=n_clusters)
+    sums = np.zeros((n_clusters, z.shape[1]))
+    np.add.at(sums, labels, z)
+    means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], z.mean(axis=0))
+    return means.astype(z.dtype)
+
+
+def peak_memory() -> int:
+    """Most memory the process has held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _write_figures(folder, dataset, z, labels, centroids, truth) -> None:
+    images = dataset.raw if dataset.kind == "image" and dataset.raw.shape[-1] in (1, 3) else None
+    distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
+    figures.embedding_map(folder / "embedding_map.png", z, labels)
+    figures.cluster_sizes(
+        folder / "cluster_sizes.png", metrics.cluster_sizes(labels, len(centroids))
+    )
+    if truth is not None:
+        figures.confusion(folder / "confusion.png", truth, labels)
+    if images is not None:
+        shown = _displayable(images)
+        figures.sample_images(folder / "samples.png", shown, labels, distances)
+    if dataset.kind == "text":
+        figures.sample_texts(folder / "samples.md", dataset.raw, labels, distances)
+    history = logs.read_metrics(folder)
+    if history:
+        figures.training_curves(folder / "training.png", history)
+    small = images is not None and max(images.shape[1:3]) <= 64
+    logs.write_projector(folder, z, labels, images=_displayable(images) if small else None)
+    logs.write_images(folder, sorted(folder.glob("*.png")))
+
+
+def _displayable(images: np.ndarray) -> np.ndarray:
+    """Pictures as bytes, or as floats in 0..1."""
+    if images.dtype == np.uint8 and images.max() > 16:
+        return images
+    low, high = images.min(), images.max()
+    return (images - low).astype(np.float32) / max(float(high - low), 1e-12)

@@ -1,0 +1,70 @@
+"""The table printed at the end of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+MISSING = "–"
+FIRST = ("accuracy", "nmi", "ari")  # as papers print them; the other scores follow by name
+
+
+def score_table(report: Mapping[str, Any]) -> str:
+    """Aligned plain text from `scores.score_population`, one row per score.
+
+    Columns: mean ± std over seeds (the mean alone for one run), the run chosen without labels
+    and, if there are labels, the best run by labels, marked as oracle. Scores against labels and
+    the agreement between runs (ARI) are in percent, internal scores and the loss as they are.
+    """
+    chosen, best = report["chosen"]["run"], report["oracle"]
+    runs = [chosen] if best is None else [chosen, best]
+    head = ["score", "mean" if report["n_runs"] == 1 else "mean ± std over seeds"]
+    head += [f"chosen without labels (run {chosen})"]
+    head += [] if best is None else [f"best by labels (oracle, run {best})"]
+    rows = [head]
+    for name, score in _ordered(report["external"]):
+        rows.append(_row(f"{name} [%]", score, runs, _percent))
+    if report["n_runs"] > 1:
+        rows.append(_row("agreement [% ARI]", report["agreement"], runs, _percent))
+    for name, score in _ordered(report["internal"]):
+        rows.append(_row(name, score, runs, _number))
+    rows.append(_row("final loss", report["objective"], runs, _number))
+    lines = [*_align(rows), "", report["chosen"]["reason"]]
+    if best is not None:
+        lines.append("The oracle column picks by labels: an upper bound, not a result.")
+    sizes = " ".join(str(size) for size in report["cluster_sizes"])
+    return "\n".join([*lines, f"Cluster sizes of run {chosen}: {sizes}"])
+
+
+def _ordered(scores: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    # Independent of the dict, so that a report read back from JSON prints like a fresh one.
+    rank = {name: i for i, name in enumerate(FIRST)}
+    return sorted(scores.items(), key=lambda item: (rank.get(item[0], len(FIRST)), item[0]))
+
+
+def _row(name: str, score: Mapping[str, Any], runs: list[int], text: Any) -> list[str]:
+    mean = text(score["mean"])
+    if _value(score.get("std")) is not None and mean != MISSING:
+        mean += f" ± {score['std']:.2g}" if text is _number else f" ± {text(score['std'])}"
+    return [name, mean, *(text(score["values"][run]) for run in runs)]
+
+
+def _value(x: Any) -> float | None:
+    """None for null (as JSON has it) and nan."""
+    return None if x is None or not np.isfinite(x) else float(x)
+
+
+def _percent(x: Any) -> str:
+    return MISSING if _value(x) is None else f"{100.0 * x:.1f}"
+
+
+def _number(x: Any) -> str:
+    return MISSING if _value(x) is None else f"{x:#.4g}".rstrip(".")
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -1,0 +1,267 @@
+"""A run by its options: the phases of a method, their checkpoints, and how to go on from them."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepclust_jax import augment, checkpoint, config, train
+from deepclust_jax.algorithms import autoencoder, dcn, dkm
+from deepclust_jax.types import Algorithm, Key, State
+
+METHODS = {"autoencoder": autoencoder, "dcn": dcn, "dkm": dkm}
+
+# Options that say where and how, not what: a run may go on with others.
+_FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
+
+_SAVE_EVERY = 60.0  # seconds between checkpoints
+
+
+class Phase(NamedTuple):
+    """One call of `train.fit`."""
+
+    name: str  # "pretrain" or "train"
+    stream: int  # of the draws; that of an autoencoder is the same alone and as a warm start
+    algorithm: Algorithm
+    epochs: int
+    refresh_every: int  # as in `train.fit`
+    cluster: bool  # refresh once more at the end: the k-means of an autoencoder
+
+
+class Trained(NamedTuple):
+    """What training left; arrays have a leading seed axis."""
+
+    algorithm: Algorithm
+    state: State
+    seconds: dict[str, float]  # by phase, without compilation
+    compile_seconds: dict[str, float]
+
+
+class Restored(NamedTuple):
+    """A finished run, read from its folder."""
+
+    options: config.Options
+    algorithm: Algorithm
+    state: State  # [S, ...]
+    shape: tuple[int, ...]  # of a row
+    chosen: int  # the run kept
+
+
+# (phase, epochs done, epochs in all, metrics [S])
+OnEpoch = Callable[[str, int, int, dict[str, np.ndarray]], None]
+
+
+def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
+    """The phases of a method for data of shape [n, ...]; options as `config.resolve` leaves them.
+
+    Raises:
+        ConfigError: the options do not fit rows of this shape.
+    """
+    method, network, training = options.method, options.network, options.training
+    _check_rows(options, shape[1:])
+    common = {
+        "n_clusters": options.data.n_clusters,
+        "embed_dim": network.embed_dim,
+        "network": network.network,
+        "hidden": tuple(network.hidden),
+        "precision": network.precision,
+    }
+    steps = -(-shape[0] // min(training.batch_size, shape[0]))
+    change = augment.affine if method.augment == "affine" else None
+
+    def falling(rate: float, epochs: int) -> optax.Schedule:
+        return _falling(rate, steps * epochs, training.decay)
+
+    def encoder_phase(name: str, rate: float, epochs: int) -> Phase:
+        own = autoencoder.Config(**common, learning_rate=rate)
+        optimizer = autoencoder.sgd(falling(rate, epochs), own)
+        algorithm = autoencoder.build(own, shape[1:], optimizer=optimizer, augment=change)
+        return Phase(name, 0, algorithm, epochs, 0, True)
+
+    if method.method == "autoencoder":
+        return [encoder_phase("train", training.learning_rate, training.epochs)]
+    own = {"learning_rate": training.learning_rate, "weight": method.weight}
+    if method.method == "dkm":
+        # From random weights the paper raises alpha; from trained ones it keeps it.
+        own |= {"alpha": method.alpha, "annealed": training.pretrain_epochs == 0}
+    module = METHODS[method.method]
+    optimizer = optax.adam(falling(training.learning_rate, training.epochs))
+    algorithm = module.build(
+        module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change
+    )
+    joint = Phase("train", 1, algorithm, training.epochs, 1, False)
+    if training.pretrain_epochs == 0:
+        return [joint]
+    rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs
+    return [encoder_phase("pretrain", rate, epochs), joint]
+
+
+def seed_keys(options: config.Options) -> Key:
+    """One key per seed [S]; a seed's key does not depend on how many there are."""
+    root = jax.random.key(options.run.seed)
+    return jax.vmap(lambda s: jax.random.fold_in(root, s))(jnp.arange(options.run.seeds))
+
+
+def execute(
+    options: config.Options,
+    x: Any,
+    *,
+    folder: Path | None = None,
+    pretrained: State | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Trained:
+    """Train all seeds on rows x [n, ...].
+
+    Args:
+        options: as `config.resolve` leaves them, with `n_clusters` filled in.
+        x: rows; see `train.fit`.
+        folder: where checkpoints are kept and, if there are some, gone on from. None keeps none.
+        pretrained: states [S] of a finished autoencoder phase, to be used instead of training one.
+        on_epoch: called after every epoch.
+
+    Raises:
+        Diverged: see `train.fit`.
+    """
+    keys = seed_keys(options)
+    todo = phases(options, tuple(x.shape))
+    seconds, compile_seconds, state = {}, {}, pretrained
+    if pretrained is not None:
+        todo = [phase for phase in todo if phase.name != "pretrain"]
+    elif folder is not None and checkpoint.latest(folder / "train") is not None:
+        todo = todo[-1:]  # the pretraining is behind us
+    for phase in todo:
+        phase_keys = jax.vmap(lambda key, i=phase.stream: jax.random.fold_in(key, i))(keys)
+        store = None if folder is None else folder / phase.name
+        state = _starting_state(phase, phase_keys, x, options, state, store)
+        fitted = train.fit(
+            phase_keys,
+            phase.algorithm,
+            x,
+            epochs=phase.epochs,
+            batch_size=options.training.batch_size,
+            state=state,
+            refresh_every=phase.refresh_every,
+            on_epoch=_epoch_hook(phase, store, on_epoch),
+        )
+        state = fitted.state
+        start = time.perf_counter()
+        if phase.cluster:
+            state = train.refresh(phase_keys, phase.algorithm, state, x)
+            jax.block_until_ready(state)
+        seconds[phase.name] = fitted.seconds + time.perf_counter() - start
+        compile_seconds[phase.name] = fitted.compile_seconds
+        if store is not None:
+            checkpoint.save(store, state, step=int(state.step[0]))
+    return Trained(todo[-1].algorithm, state, seconds, compile_seconds)
+
+
+def restore(folder: Path) -> Restored:
+    """A finished run from its folder.
+
+    Raises:
+        ConfigError: the folder holds no run, or one that is not finished.
+        CheckpointError: the checkpoint is damaged.
+    """
+    options = read_options(folder)
+    try:
+        report = json.loads((folder / "report.json").read_text())
+    except OSError:
+        raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
+    shape = tuple(report["data"]["shape"])
+    algorithm = phases(options, shape)[-1].algorithm
+    rows = np.zeros((2, *shape[1:]), np.float32)
+    target = jax.eval_shape(lambda: train.init(seed_keys(options), algorithm, rows))
+    state = checkpoint.restore(folder / "checkpoint" / "train", target)
+    return Restored(options, algorithm, state, shape[1:], report["chosen"]["run"])
+
+
+def read_options(folder: Path) -> config.Options:
+    """The options that a run directory was made with.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    if not (folder / config.FILE).is_file():
+        raise config.ConfigError(f"expected a run directory with {config.FILE}, found {folder}")
+    options = config.resolve(config.parse(["--config", str(folder / config.FILE)]))
+    return dataclasses.replace(options, run=dataclasses.replace(options.run, out=folder))
+
+
+def write_options(folder: Path, options: config.Options) -> None:
+    """config.json, which `--config` reads again."""
+    values = {k: v for k, v in config.flatten(options).items() if k not in _FREE}
+    (folder / config.FILE).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def check_same(folder: Path, options: config.Options) -> None:
+    """Raise ConfigError unless the run in the folder was started with these options."""
+    before, now = (config.flatten(o) for o in (read_options(folder), options))
+    for name in before:
+        if name not in _FREE and _plain(before[name]) != _plain(now[name]):
+            flag = name.replace("_", "-")
+            raise config.ConfigError(
+                f"--resume: the run in {folder} has --{flag} {before[name]}, found {now[name]}"
+            )
+
+
+def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]:
+    """Epochs that the checkpoints of a run hold, by phase."""
+    steps = -(-n // min(options.training.batch_size, n))
+    found = {name: checkpoint.latest(folder / name) for name in ("pretrain", "train")}
+    return {name: (step or 0) // steps for name, step in found.items()}
+
+
+def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
+    method, network = options.method, options.network
+    if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
+        wish = "--augment affine" if method.augment == "affine" else "--network conv"
+        raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
+    if network.network == "conv" and network.precision != "float32":
+        raise config.ConfigError("--precision bfloat16 needs --network mlp")
+
+
+def _falling(rate: float, steps: int, decay: float) -> optax.Schedule:
+    """A constant rate that falls to 0 in a line over the last share `decay` of the steps."""
+    last = int(steps * decay)
+    if last == 0:
+        return optax.constant_schedule(rate)
+    line = optax.linear_schedule(rate, 0.0, last)
+    return optax.join_schedules([optax.constant_schedule(rate), line], [steps - last])
+
+
+def _starting_state(phase, keys, x, options, before, store) -> State:
+    batch_size = options.training.batch_size
+    if store is not None and checkpoint.latest(store) is not None:
+        target = jax.eval_shape(
+            lambda: train.init(keys, phase.algorithm, x[:2], batch_size=batch_size)
+        )
+        return checkpoint.restore(store, target)
+    fresh = train.init(keys, phase.algorithm, x, batch_size=batch_size)
+    if before is None:
+        return fresh
+    return METHODS[options.method.method].warm_start(fresh, before)
+
+
+def _epoch_hook(phase: Phase, store: Path | None, on_epoch: OnEpoch | None):
+    saved = time.monotonic()
+
+    def hook(epoch, state, metrics):
+        nonlocal saved
+        if on_epoch is not None:
+            on_epoch(phase.name, epoch, phase.epochs, metrics)
+        if store is not None and time.monotonic() - saved > _SAVE_EVERY:
+            checkpoint.save(store, jax.device_get(state), step=int(state.step[0]))
+            saved = time.monotonic()
+
+    return hook
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

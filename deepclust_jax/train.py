@@ -1,0 +1,264 @@
+"""The one training loop, for one seed or a population of seeds, resident or streamed data.
+
+    found = train.fit(jax.random.key(0), algorithm, x, epochs=50)                     # one run
+    found = train.fit(jax.random.split(jax.random.key(0), 10), algorithm, x, epochs=50)  # ten runs
+
+A run is a function of its key, the rows and their order: every draw is `fold_in` of the key and a
+counter that the state holds, so a run that stops and goes on equals one that never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepclust_jax import stream
+from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, State
+
+# What a run draws from its key, one stream for each purpose.
+_INIT, _ORDER, _STEP, _REFRESH = range(4)
+
+
+class Diverged(RuntimeError):
+    """The loss of a run is no longer finite."""
+
+
+class Fit(NamedTuple):
+    """A trained state, with a leading seed axis [S] if `fit` was given S keys."""
+
+    state: State
+    metrics: dict[str, np.ndarray]  # means over the rows of an epoch: [epochs] or [epochs, S]
+    seconds: float  # training, without compilation
+    compile_seconds: float
+
+
+def fit(
+    key: Key,
+    algorithm: Algorithm,
+    x: Any,
+    *,
+    epochs: int,
+    batch_size: int = 256,
+    state: State | None = None,
+    refresh_every: int = 1,
+    resident: bool | None = None,
+    on_epoch: Callable[[int, State, dict[str, np.ndarray]], None] | None = None,
+) -> Fit:
+    """Train on rows x [n, ...] until `epochs` epochs are done. -> Fit.
+
+    Args:
+        key: one key [], or keys [S] for S independent runs in one compiled program.
+        algorithm: the method; see `types.Algorithm`.
+        x: rows: a NumPy or JAX array, or anything with `shape` and `x[array of indices]`.
+        epochs: passes over the data, counted from the start of training, not from `state`.
+        batch_size: rows per step; the last batch of an epoch is padded and masked.
+        state: where to go on from (a warm start, or the state of a run that stopped); the number
+            of its steps decides the epoch. None starts from `algorithm.init`.
+        refresh_every: epochs between calls of `algorithm.refresh`, which comes first in an epoch;
+            0 never calls it.
+        resident: keep all rows on the device, an epoch being one compiled call; or stream batches
+            from the host. None streams memory maps, lazy rows, and what would fill over half of
+            the device.
+        on_epoch: called after every epoch with (epochs done, state [S, ...], its metrics [S]). The
+            state is only valid during the call.
+
+    Raises:
+        ValueError: x, epochs or batch_size are out of range.
+        Diverged: the loss of a run became NaN or infinite.
+    """
+    _check(x, epochs, batch_size)
+    keys = key[None] if key.ndim == 0 else key
+    batch_size = min(batch_size, x.shape[0])
+    steps = -(-x.shape[0] // batch_size)
+    if state is None:
+        state = init(key, algorithm, x, batch_size=batch_size)
+    # A copy: the loop donates its state, and the caller keeps the one it gave.
+    state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+    state = jax.tree.map(lambda leaf: leaf[None], state) if key.ndim == 0 else state
+    if resident is None:
+        resident = stream.fits_on_device(x)
+    loop = _resident if resident else _streamed
+    refresh_due = [refresh_every > 0 and e % refresh_every == 0 for e in range(epochs)]
+    first = int(state.step[0]) // steps
+    run_epoch, run_refresh, compile_seconds = loop(
+        keys, algorithm, x, state, batch_size, any(refresh_due[first:])
+    )
+    history, start = [], time.perf_counter()
+    for epoch in range(first, epochs):
+        if refresh_due[epoch]:
+            state = run_refresh(state, epoch)
+        state, metrics = run_epoch(state, epoch)
+        history.append({name: np.asarray(values) for name, values in metrics.items()})
+        _check_finite(history[-1].get("loss"), epoch)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, state, history[-1])
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    metrics = {name: np.stack([row[name] for row in history]) for name in (history or [{}])[0]}
+    if key.ndim == 0:
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+        metrics = {name: values[:, 0] for name, values in metrics.items()}
+    return Fit(state, metrics, seconds, compile_seconds)
+
+
+def init(key: Key, algorithm: Algorithm, x: Any, *, batch_size: int = 256) -> State:
+    """The state `fit` starts from: [] for one key, [S, ...] for keys [S]."""
+    rows = np.arange(min(batch_size, x.shape[0]))
+    example = Batch(_to_device(x[rows]), jnp.asarray(rows, jnp.int32), jnp.ones(len(rows)))
+
+    def one(key):
+        return algorithm.init(jax.random.fold_in(key, _INIT), example)
+
+    return jax.jit(one)(key) if key.ndim == 0 else jax.jit(_over_seeds(one))(key)
+
+
+def refresh(key: Key, algorithm: Algorithm, state: State, x: Any, epoch: int = 0) -> State:
+    """`algorithm.refresh` on all rows, for one state or, with keys [S], a population."""
+    one = partial(_refresh_one, algorithm)
+    call = one if key.ndim == 0 else _over_seeds(one, shared=2)
+    return jax.jit(call)(key, state, stream.sample(x), jnp.int32(epoch))
+
+
+def embed(
+    algorithm: Algorithm, states: State, x: Any, *, block: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and labels of all rows under every state of a population. -> [S, n, d], [S, n].
+
+    `states` has a leading seed axis. Rows go to the device in blocks of one size, so that a row
+    gets the same code whatever the rows beside it.
+    """
+
+    def one(state, rows):
+        z = algorithm.embed(state, rows)
+        return z, algorithm.assign(state, z)
+
+    call = jax.jit(_over_seeds(one, shared=1))
+    parts = []
+    for start in range(0, x.shape[0], block):
+        rows = np.asarray(x[start : start + block], np.float32)
+        padded = np.pad(rows, [(0, block - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+        z, labels = jax.device_get(call(states, padded))
+        parts.append((z[:, : len(rows)], labels[:, : len(rows)]))
+    return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+
+
+def _over_seeds(function: Callable, shared: int = 0) -> Callable:
+    """`function` over the leading axis of its arguments, but for the last `shared` of them."""
+
+    def mapped(*args):
+        split = len(args) - shared
+        own, common = args[:split], args[split:]
+        # One seed after another where a core does the work: there a batched product is slower
+        # than a plain one. The results are the same.
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda own: function(*own, *common), own)
+        return jax.vmap(lambda *own: function(*own, *common))(*own)
+
+    return mapped
+
+
+def _order(key: Key, epoch: Array, n: int, batch_size: int) -> tuple[Array, Array]:
+    """Rows of every step of an epoch, and their mask. -> [steps, b] int32, [steps, b]."""
+    steps = -(-n // batch_size)
+    order_key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), epoch)
+    order = jax.random.permutation(order_key, n).astype(jnp.int32)
+    padding = steps * batch_size - n
+    index = jnp.pad(order, (0, padding)).reshape(steps, batch_size)
+    mask = jnp.pad(jnp.ones(n), (0, padding)).reshape(steps, batch_size)
+    return index, mask
+
+
+def _step_one(algorithm: Algorithm, key: Key, state: State, batch: Batch):
+    return algorithm.step(jax.random.fold_in(key, _STEP), state, batch)
+
+
+def _refresh_one(algorithm: Algorithm, key: Key, state: State, x: Array, epoch: Array) -> State:
+    return algorithm.refresh(jax.random.fold_in(jax.random.fold_in(key, _REFRESH), epoch), state, x)
+
+
+def _epoch_one(
+    algorithm: Algorithm, batch_size: int, key, state, x, epoch
+) -> tuple[State, Metrics]:
+    index, mask = _order(key, epoch, x.shape[0], batch_size)
+
+    def body(state, rows):
+        index, mask = rows
+        state, metrics = _step_one(algorithm, key, state, Batch(x[index], index, mask))
+        return state, metrics
+
+    state, metrics = jax.lax.scan(body, state, (index, mask))
+    return state, jax.tree.map(lambda m: jnp.average(m, weights=jnp.sum(mask, axis=1)), metrics)
+
+
+def _resident(keys, algorithm, x, state, batch_size, refreshes):
+    """Epoch and refresh as one compiled call each; rows and shuffling on the device."""
+    x, zero, start = _to_device(x), jnp.int32(0), time.perf_counter()
+    epoch_all = _over_seeds(partial(_epoch_one, algorithm, batch_size), shared=2)
+    run = jax.jit(epoch_all, donate_argnums=1).lower(keys, state, x, zero).compile()
+    run_refresh = None
+    if refreshes:
+        refresh_all = _over_seeds(partial(_refresh_one, algorithm), shared=2)
+        run_refresh = jax.jit(refresh_all, donate_argnums=1).lower(keys, state, x, zero).compile()
+    return (
+        lambda state, epoch: run(keys, state, x, jnp.int32(epoch)),
+        lambda state, epoch: run_refresh(keys, state, x, jnp.int32(epoch)),
+        time.perf_counter() - start,
+    )
+
+
+def _streamed(keys, algorithm, x, state, batch_size, refreshes):
+    """The same steps, fed by a host thread that gathers batches ahead of the device."""
+    start = time.perf_counter()
+    n = x.shape[0]
+    order_all = jax.jit(_over_seeds(lambda key, epoch: _order(key, epoch, n, batch_size), shared=1))
+    step_all = jax.jit(_over_seeds(partial(_step_one, algorithm)), donate_argnums=1)
+    rows = jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32)
+    index = jax.ShapeDtypeStruct((len(keys), batch_size), jnp.int32)
+    mask = jax.ShapeDtypeStruct((len(keys), batch_size), jnp.float32)
+    run_step = step_all.lower(keys, state, Batch(rows, index, mask)).compile()
+    sample = stream.sample(x) if refreshes else None
+    seconds = time.perf_counter() - start
+
+    def run_epoch(state, epoch):
+        index, mask = jax.device_get(order_all(keys, jnp.int32(epoch)))  # [S, steps, b]
+        metrics = []
+        for batch in stream.batches(x, np.swapaxes(index, 0, 1), np.swapaxes(mask, 0, 1)):
+            state, step_metrics = run_step(keys, state, batch)
+            metrics.append(step_metrics)
+        weights = mask[0].sum(axis=1)
+        rows = jax.device_get(metrics)
+        means = {
+            name: np.average([row[name] for row in rows], axis=0, weights=weights)
+            for name in rows[0]
+        }
+        return state, means
+
+    run_refresh = partial(refresh, keys, algorithm)
+    return run_epoch, lambda state, epoch: run_refresh(state, sample, epoch), seconds
+
+
+def _to_device(x: Any) -> Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def _check(x: Any, epochs: int, batch_size: int) -> None:
+    if len(x.shape) < 2 or math.prod(x.shape) == 0:
+        raise ValueError(f"expected rows x [n, ...] with n > 0, found shape {tuple(x.shape)}")
+    if epochs < 0 or batch_size < 1:
+        raise ValueError(
+            f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}"
+        )
+
+
+def _check_finite(loss: np.ndarray | None, epoch: int) -> None:
+    if loss is not None and not np.isfinite(loss).all():
+        seeds = np.flatnonzero(~np.isfinite(loss)).tolist()
+        raise Diverged(
+            f"expected a finite loss, found {loss[seeds[0]]} in epoch {epoch + 1} of "
+            f"run(s) {seeds}; lower the learning rate or scale the data"
+        )

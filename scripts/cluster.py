@@ -1,0 +1,89 @@
+"""Assign new data to the clusters of a finished run.
+
+    python scripts/cluster.py runs/digits-dcn new_rows.npy
+    python scripts/cluster.py runs/mnist-dcn mnist --labels-out labels.npy
+
+The rows get the preprocessing of the run and the network of the run that was kept; a row that was
+trained on gets the label it had.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Assign new data to the clusters of a finished run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run directory, written by train_deep_kmeans.py."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Name of a data set, or path of a file or folder of the kind that the run was trained on."""
+
+    labels_out: Path = Path("labels.npy")
+    """File for the labels, int32 [n]."""
+
+    embeddings_out: Path | None = None
+    """File for the codes, float32 [n, d]. None: not written."""
+
+    limit: int | None = None
+    """Use a fixed random part of so many rows. None: all."""
+
+    overwrite: bool = False
+    """Replace the files if they are there."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        return cluster(options)
+    except Exception as error:
+        if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def cluster(options: Options) -> int:
+    """Load the run, assign, write. -> exit code."""
+    import jax
+    import numpy as np
+
+    from deepclust_jax import config, data, run, train
+    from deepclust_jax.data import preprocessing
+
+    outputs = [path for path in (options.labels_out, options.embeddings_out) if path is not None]
+    for path in outputs:
+        if path.exists() and not options.overwrite:
+            raise config.ConfigError(f"{path} is there already; add --overwrite or choose another")
+        if not path.absolute().parent.is_dir():
+            raise config.ConfigError(f"no folder {path.absolute().parent} for {path}; make it")
+    trained = run.restore(options.run)
+    stored = preprocessing.load(options.run)
+    dataset, _ = data.load(
+        options.data, kind=stored.kind, preprocessing=stored, limit=options.limit
+    )
+    if tuple(dataset.x.shape[1:]) != trained.shape:
+        raise config.ConfigError(
+            f"expected rows of shape {trained.shape} as in {options.run}, "
+            f"found {tuple(dataset.x.shape[1:])} in {options.data}"
+        )
+    kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
+    z, labels = train.embed(trained.algorithm, kept, dataset.x)
+    np.save(options.labels_out, labels[0])
+    if options.embeddings_out is not None:
+        np.save(options.embeddings_out, z[0])
+    sizes = np.bincount(labels[0], minlength=trained.options.data.n_clusters)
+    print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
+    print(f"Labels: {options.labels_out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

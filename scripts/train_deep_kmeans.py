@@ -1,0 +1,170 @@
+"""Cluster data with a trained network, over several seeds, from a file to a report.
+
+    python scripts/train_deep_kmeans.py                                 # digits, under a minute
+    python scripts/train_deep_kmeans.py --data mnist --method autoencoder --seeds 10
+    python scripts/train_deep_kmeans.py --data my_table.csv --n-clusters 8
+
+What to expect of time and scores is in the README, written there by scripts/reproduce.py.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from deepclust_jax import config
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    try:
+        options = config.resolve(config.parse(args))
+        return train_and_report(options)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError", "Diverged"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train_and_report(options: config.Options) -> int:
+    """Load, train, write and print. -> exit code."""
+    check_folder(options)
+    start_jax(options)
+    from deepclust_jax import data, run
+    from deepclust_jax.report import logs, run_directory, tables
+
+    kind = None if options.data.kind == "auto" else options.data.kind
+    dataset, labels = data.load(
+        options.data.data,
+        labels=options.data.labels,
+        kind=kind,
+        scaling=options.data.scaling,
+        limit=options.data.limit,
+    )
+    options = with_clusters(options, dataset)
+    run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
+    folder = prepare_folder(options)
+    done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
+    resume = done if options.run.resume else None
+    with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:
+
+        def on_epoch(phase, epoch, epochs, metrics):
+            log.epoch(phase, epoch - 1, metrics)
+            report_epoch(phase, epoch, epochs, metrics)
+
+        trained = run.execute(options, dataset.x, folder=folder / "checkpoint", on_epoch=on_epoch)
+    report = run_directory.write(folder, options, dataset, trained, labels)
+    print(tables.score_table(report))
+    print(f"Run directory: {folder}")
+    return 0
+
+
+def with_clusters(options: config.Options, dataset) -> config.Options:
+    """The options with `n_clusters`, from the documentation of a named set if not given."""
+    k = options.data.n_clusters or dataset.n_clusters
+    n = dataset.x.shape[0]
+    if k is None:
+        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
+    if not 2 <= k <= n:
+        raise config.ConfigError(f"expected 2 <= --n-clusters <= {n} (the rows), found {k}")
+    return dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=k))
+
+
+def check_folder(options: config.Options) -> None:
+    """Raise ConfigError if --out cannot take this run; nothing is written or removed."""
+    out = options.run.out
+    if out.exists() and not out.is_dir():
+        raise config.ConfigError(
+            f"expected a folder as --out, found the file {out}; choose another"
+        )
+    is_run = (out / config.FILE).is_file()
+    if options.run.resume and not is_run:
+        raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
+    if out.is_dir() and any(out.iterdir()):
+        if not is_run:
+            raise config.ConfigError(f"--out {out} holds other files; choose an empty folder")
+        if not (options.run.resume or options.run.overwrite):
+            raise config.ConfigError(
+                f"--out {out} holds another run; add --resume or --overwrite, or choose another"
+            )
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise config.ConfigError(f"no permission to write --out {out}; choose another folder")
+    free = shutil.disk_usage(parent).free
+    if free < 2**26:
+        raise config.ConfigError(f"expected 64 MiB free for --out {out}, found {free // 2**20} MiB")
+
+
+def prepare_folder(options: config.Options) -> Path:
+    """Make the run directory, or check that the one there is the run to go on with."""
+    from deepclust_jax import run
+
+    out = options.run.out
+    if options.run.resume:
+        run.check_same(out, options)
+    elif options.run.overwrite and out.exists():
+        shutil.rmtree(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        run.write_options(out, options)
+    except OSError as error:
+        raise config.ConfigError(f"cannot write --out {out}: {error.strerror}") from None
+    return out
+
+
+def start_jax(options: config.Options) -> None:
+    """Import JAX, find the device, and set the cache of compiled programs."""
+    import jax
+
+    try:
+        platform = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).split("\n")[0] or "no such plugin"
+        raise config.ConfigError(
+            f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({reason}); unset it, or install the "
+            'accelerator: pip install -e ".[cuda]"'
+        ) from None
+    cache = options.run.compilation_cache
+    if cache == "on" or (cache == "auto" and platform != "cpu"):
+        folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    versions = f"jax {jax.__version__}, {len(jax.devices())} x {jax.devices()[0].device_kind}"
+    print(f"{options.data.data}: {options.method.method}, {options.run.seeds} seeds ({versions})")
+
+
+@contextlib.contextmanager
+def progress():
+    """A bar with epoch, loss and time left on a terminal, and silence elsewhere."""
+    from rich import progress as bars
+
+    display = bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("loss {task.fields[loss]}"),
+        bars.TimeRemainingColumn(),
+        disable=not sys.stdout.isatty(),
+    )
+    tasks = {}
+
+    def report_epoch(phase, epoch, epochs, metrics):
+        if phase not in tasks:
+            tasks[phase] = display.add_task(phase, total=epochs, loss="")
+        loss = f"{float(metrics['loss'].mean()):.4g}" if "loss" in metrics else ""
+        display.update(tasks[phase], completed=epoch, loss=loss)
+
+    with display:
+        yield report_epoch
+
+
+if __name__ == "__main__":
+    sys.exit(main())

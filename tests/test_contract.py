@@ -1,0 +1,255 @@
+"""The one contract that every algorithm keeps; a new one is a line in ALGORITHMS."""
+
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import checkpoint, train
+from deepclust_jax.algorithms import autoencoder, dcn, dkm
+from deepclust_jax.types import Algorithm, Batch
+
+SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
+ALGORITHMS = {
+    "autoencoder": (autoencoder, autoencoder.Config(**SMALL, n_init=2)),
+    "dcn": (dcn, dcn.Config(**SMALL)),
+    "dkm": (dkm, dkm.Config(**SMALL, alpha=10.0)),
+    "dkm annealed": (dkm, dkm.Config(**SMALL, alpha=0.1, annealed=True, epochs_per_alpha=1)),
+}
+N, BATCH, SHAPE = 53, 16, (5,)
+KEY = jax.random.key(3)
+X = np.asarray(
+    jax.random.normal(jax.random.key(0), (N, *SHAPE))
+    + 4.0 * jax.random.randint(jax.random.key(1), (N, 1), 0, 3)
+)
+
+
+@pytest.fixture(params=ALGORITHMS, ids=list(ALGORITHMS))
+def case(request):
+    return ALGORITHMS[request.param]
+
+
+def batch(rows=BATCH):
+    return Batch(jnp.asarray(X[:rows]), jnp.arange(rows), jnp.ones(rows))
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for one, other in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_headings(case):
+    """The same names in the same order in every file of algorithms/."""
+    module, config = case
+    order = ["Config", "State", "Nets", "build_nets", "loss", "build"]
+    lines = [inspect.getsourcelines(getattr(module, name))[1] for name in order]
+    assert lines == sorted(lines)
+    assert dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen
+    assert list(inspect.signature(module.build_nets).parameters) == ["config", "shape"]
+    names = ["params", "state", "batch", "key", "nets", "config"]
+    assert list(inspect.signature(module.loss).parameters) == names
+
+
+def test_argument_names(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    assert isinstance(algorithm, Algorithm)
+    expected = {
+        "init": ["key", "batch"],
+        "step": ["key", "state", "batch"],
+        "refresh": ["key", "state", "x"],
+        "embed": ["state", "x"],
+        "assign": ["state", "z"],
+    }
+    for name, arguments in expected.items():
+        assert list(inspect.signature(getattr(algorithm, name)).parameters) == arguments
+
+
+def test_state_holds_arrays_only(case):
+    module, config = case
+    state = module.build(config, SHAPE).init(KEY, batch())
+    assert int(state.step) == 0
+    for leaf in jax.tree.leaves(state):
+        assert isinstance(leaf, jax.Array)
+        assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def test_shapes(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    state = algorithm.init(KEY, batch())
+    new, metrics = algorithm.step(KEY, state, batch())
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), state
+    )
+    assert int(new.step) == 1 and all(value.shape == () for value in metrics.values())
+    z = algorithm.embed(new, jnp.asarray(X))
+    labels = algorithm.assign(new, z)
+    assert z.shape == (N, config.embed_dim)
+    assert labels.shape == (N,) and labels.dtype == jnp.int32
+
+
+def test_one_trace_over_many_steps(case):
+    module, config = case
+    algorithm, traces = module.build(config, SHAPE), []
+
+    @jax.jit
+    def step(*args):
+        traces.append(1)
+        return algorithm.step(*args)
+
+    state = algorithm.init(KEY, batch())
+    for _ in range(4):
+        state, _ = step(KEY, state, batch())
+    assert len(traces) == 1 and int(state.step) == 4
+
+
+def test_jit_equals_eager(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    state = algorithm.init(KEY, batch())
+    eager, _ = algorithm.step(KEY, state, batch())
+    jitted, _ = jax.jit(algorithm.step)(KEY, state, batch())
+    for one, other in zip(leaves(eager), leaves(jitted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_same_key_same_run(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    a, b, c = (
+        train.fit(jax.random.key(s), algorithm, X, epochs=2, batch_size=BATCH) for s in (0, 0, 1)
+    )
+    assert_equal(a.state, b.state)
+    assert any((u != v).any() for u, v in zip(leaves(a.state), leaves(c.state), strict=True))
+
+
+def test_population_equals_single_runs(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    keys = jax.random.split(KEY, 3)
+    many = train.fit(keys, algorithm, X, epochs=3, batch_size=BATCH)
+    for i, key in enumerate(keys):
+        one = train.fit(key, algorithm, X, epochs=3, batch_size=BATCH)
+        for a, b in zip(leaves(many.state), leaves(one.state), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
+        for name in many.metrics:
+            np.testing.assert_allclose(many.metrics[name][:, i], one.metrics[name], rtol=1e-4)
+
+
+def test_vmap_equals_one_after_another(case, monkeypatch):
+    """Accelerators run the seeds of a population by vmap, the CPU by a loop."""
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    keys = jax.random.split(KEY, 3)
+    looped = train.fit(keys, algorithm, X, epochs=2, batch_size=BATCH)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mapped = train.fit(keys, algorithm, X, epochs=2, batch_size=BATCH)
+    for a, b in zip(leaves(looped.state), leaves(mapped.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_stop_save_load_continue_equals_uninterrupted(case, tmp_path):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    whole = train.fit(KEY, algorithm, X, epochs=5, batch_size=BATCH)
+    part = train.fit(KEY, algorithm, X, epochs=2, batch_size=BATCH)
+    checkpoint.save(tmp_path, part.state, step=int(part.state.step))
+    target = jax.eval_shape(lambda: train.init(KEY, algorithm, X, batch_size=BATCH))
+    state = checkpoint.restore(tmp_path, target)
+    rest = train.fit(KEY, algorithm, X, epochs=5, batch_size=BATCH, state=state)
+    assert_equal(whole.state, rest.state)
+    assert len(rest.metrics["loss"]) == 3
+
+
+def test_streamed_equals_resident(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    keys = jax.random.split(KEY, 2)
+    runs = [
+        train.fit(keys, algorithm, X, epochs=2, batch_size=BATCH, resident=resident)
+        for resident in (True, False)
+    ]
+    for a, b in zip(leaves(runs[0].state), leaves(runs[1].state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for name in runs[0].metrics:
+        np.testing.assert_allclose(runs[0].metrics[name], runs[1].metrics[name], rtol=1e-4)
+
+
+def test_padding_never_reaches_a_gradient(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    state = algorithm.init(KEY, batch())
+    rows = batch()
+    mask = rows.mask.at[-4:].set(0.0)
+    changed = rows._replace(x=rows.x.at[-4:].set(1e3), mask=mask)
+    a, metrics_a = algorithm.step(KEY, state, rows._replace(mask=mask))
+    b, metrics_b = algorithm.step(KEY, state, changed)
+    assert_equal(a, b)
+    assert_equal(metrics_a, metrics_b)
+    full, _ = algorithm.step(KEY, state, rows)
+    assert any((u != v).any() for u, v in zip(leaves(a), leaves(full), strict=True))
+
+
+def test_a_wrapped_loss_changes_training(case):
+    """Trap (rejax): an override that is silently not called."""
+    module, config = case
+
+    def loss(params, state, batch, key, **static):
+        value, terms = module.loss(params, state, batch, key, **static)
+        z = static["nets"].encoder.apply(params["encoder"], batch.x)
+        return value + jnp.mean(z**2), terms | {"size": jnp.mean(z**2)}
+
+    runs = [
+        train.fit(KEY, a, X, epochs=3, batch_size=BATCH)
+        for a in (module.build(config, SHAPE), module.build(config, SHAPE, loss=loss))
+    ]
+    assert "size" in runs[1].metrics and "size" not in runs[0].metrics
+    encoders = [leaves(run.state.params["encoder"]) for run in runs]
+    assert all((a != b).any() for a, b in zip(*encoders, strict=True) if a.ndim == 2)
+
+
+def test_an_optimizer_can_be_passed(case):
+    import optax
+
+    module, config = case
+    algorithm = module.build(config, SHAPE, optimizer=optax.sgd(0.0))
+    state = algorithm.init(KEY, batch())
+    new, _ = algorithm.step(KEY, state, batch())
+    assert_equal(new.params, state.params)
+
+
+def test_training_improves_the_loss(case):
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    found = train.fit(KEY, algorithm, X, epochs=30, batch_size=BATCH)
+    assert found.metrics["reconstruction"][-1] < 0.9 * found.metrics["reconstruction"][0]
+
+
+def test_labels_cannot_be_reached(case):
+    """Nothing that trains, clusters or refreshes has a place where labels could come in."""
+    module, config = case
+    algorithm = module.build(config, SHAPE)
+    functions = [train.fit, train.refresh, train.embed, module.build, *algorithm]
+    forbidden = {"y", "labels", "label", "target", "targets", "truth"}
+    for function in functions:
+        assert not forbidden & set(inspect.signature(function).parameters)
+    assert set(Batch._fields) == {"x", "index", "mask"}
+
+
+def test_works_on_images(case):
+    module, config = case
+    config = dataclasses.replace(config, network="conv")
+    algorithm = module.build(config, (9, 9, 1))  # no multiple of 8
+    images = np.asarray(jax.random.uniform(KEY, (12, 9, 9, 1)))
+    found = train.fit(KEY, algorithm, images, epochs=2, batch_size=6)
+    assert np.isfinite(found.metrics["loss"]).all()
+    assert algorithm.embed(found.state, jnp.asarray(images)).shape == (12, config.embed_dim)

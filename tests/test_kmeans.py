@@ -1,0 +1,356 @@
+"""k-means: worked numbers, scikit-learn's answers, the edge cases and the traps of the field."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import cluster, datasets
+
+from deepclust_jax.clustering import kmeans, seeding
+
+KEY = jax.random.key(0)
+
+
+def rows(seed=0, n=300, d=5, k=4):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(k, d)) * 3
+    return (centres[rng.integers(k, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
+
+
+def nearest(x, centroids):
+    x, centroids = np.asarray(x, np.float64), np.asarray(centroids, np.float64)
+    return ((x[:, None] - centroids[None]) ** 2).sum(-1)
+
+
+def assert_same_labels(x, ours, theirs, centroids):
+    """Equal labels, but for rows as near to one centroid as to the other in float32."""
+    differ = np.flatnonzero(np.asarray(ours) != theirs)
+    sqdist = nearest(x[differ], centroids)
+    at = np.arange(len(differ))
+    gap = np.abs(sqdist[at, np.asarray(ours)[differ]] - sqdist[at, theirs[differ]])
+    scale = (x[differ].astype(np.float64) ** 2).sum(-1)
+    np.testing.assert_array_less(gap, 1e-5 * np.maximum(scale, 1e-30))
+    assert len(differ) <= max(1, len(x) // 10_000), f"{len(differ)} labels differ"
+
+
+def compare_with_sklearn(x, k, seed=0):
+    first = x[np.random.default_rng(seed).choice(len(x), k, replace=False)]
+    theirs = cluster.KMeans(k, init=first, n_init=1).fit(x)
+    ours = kmeans.fit(KEY, x, k, init=first)
+    assert_same_labels(x, ours.labels, theirs.labels_, theirs.cluster_centers_)
+    np.testing.assert_allclose(ours.inertia, theirs.inertia_, rtol=1e-5)
+    return ours, theirs
+
+
+def test_worked_example_with_a_cluster_that_starts_empty():
+    """Four points and four centroids, one of which no point is nearest to."""
+    x = np.array([[0, 0], [1, 0], [9, 0], [10, 0]], np.float32)
+    first = np.array([[0, 0], [9, 0], [10, 0], [100, 100]], np.float32)
+    found = kmeans.fit(KEY, x, 4, init=first)
+    assert float(found.inertia) == 0.0
+    assert sorted(np.asarray(found.centroids)[:, 0].tolist()) == [0, 1, 9, 10]
+    assert len(set(np.asarray(found.labels).tolist())) == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_sklearn_on_digits(seed):
+    x = (datasets.load_digits().data / 16).astype(np.float32)
+    compare_with_sklearn(x, 10, seed)
+
+
+@pytest.mark.parametrize("name", ["usps", "mnist"])
+def test_equals_sklearn_on_real_images(data_dir, name):
+    images = np.load(data_dir / f"{name}.npz", allow_pickle=False)["X"]
+    x = images.reshape(len(images), -1).astype(np.float32) / 255
+    ours, theirs = compare_with_sklearn(x, 10)
+    assert abs(int(ours.n_iter) - theirs.n_iter_) <= 1
+
+
+def test_iterations_as_sklearn():
+    x = rows()
+    first = x[:4]
+    for max_iter in (1, 2, 3):
+        theirs = cluster.KMeans(4, init=first, n_init=1, max_iter=max_iter, tol=0).fit(x)
+        ours = kmeans.fit(KEY, x, 4, init=first, max_iter=max_iter, tol=0.0)
+        np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(ours.labels, theirs.labels_)
+
+
+def test_inertia_never_rises():
+    x = rows(1, n=500)
+    inertia = [
+        float(kmeans.fit(KEY, x, 8, init=x[:8], max_iter=i, tol=0.0).inertia) for i in range(1, 15)
+    ]
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(inertia, inertia[1:], strict=False))
+    assert inertia[-1] < inertia[0]
+
+
+def test_labels_belong_to_the_returned_centroids():
+    """Trap (sklearn#34074): labels of the iteration before the last centroid update."""
+    x = rows(2, n=400)
+    for max_iter in (1, 2, 300):
+        found = kmeans.fit(KEY, x, 6, n_init=1, max_iter=max_iter)
+        np.testing.assert_array_equal(found.labels, nearest(x, found.centroids).argmin(1))
+        labels, sqdist = kmeans.assign(x, found.centroids)
+        np.testing.assert_array_equal(labels, found.labels)
+        np.testing.assert_allclose(sqdist.sum(), found.inertia, rtol=1e-5)
+
+
+def test_more_restarts_never_hurt():
+    x = rows(3, n=200, k=12)
+    few = [float(kmeans.fit(jax.random.key(s), x, 12, n_init=1).inertia) for s in range(8)]
+    many = [float(kmeans.fit(jax.random.key(s), x, 12, n_init=10).inertia) for s in range(8)]
+    assert np.mean(many) < np.mean(few) and max(many) < max(few)
+
+
+@pytest.mark.parametrize("offset, dtype", [(1e3, np.float32), (1e6, np.float64)])
+def test_large_offset(offset, dtype):
+    """Trap: |x|^2 - 2xc + |c|^2 in float32 loses the labels of offset data."""
+    x = rows(4).astype(dtype)
+    plain, moved = (kmeans.fit(KEY, v.astype(dtype), 4, init=v[:4]) for v in (x, x + dtype(offset)))
+    np.testing.assert_array_equal(plain.labels, moved.labels)
+    np.testing.assert_allclose(plain.inertia, moved.inertia, rtol=1e-4)
+    np.testing.assert_allclose(moved.centroids - dtype(offset), plain.centroids, atol=1e-3)
+    labels, _ = kmeans.assign(x + dtype(offset), moved.centroids)
+    np.testing.assert_array_equal(labels, plain.labels)
+    on_device = kmeans.fit(
+        KEY, jnp.asarray(x + dtype(offset), jnp.float32), 4, init=moved.centroids
+    )
+    if dtype == np.float32:
+        np.testing.assert_array_equal(on_device.labels, plain.labels)
+
+
+def test_float64_input_gives_float64_centroids():
+    found = kmeans.fit(KEY, rows().astype(np.float64), 3)
+    assert found.centroids.dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.uint8])
+def test_other_types_are_computed_in_float32(dtype):
+    x = np.round(np.abs(rows())).astype(dtype)
+    found = kmeans.fit(KEY, x, 4, init=x[:4])
+    reference = kmeans.fit(KEY, x.astype(np.float32), 4, init=x[:4].astype(np.float32))
+    np.testing.assert_array_equal(found.labels, reference.labels)
+    assert found.centroids.dtype == np.float32
+    np.testing.assert_array_equal(
+        kmeans.fit(KEY, jnp.asarray(x), 4, init=jnp.asarray(x[:4])).labels, reference.labels
+    )
+
+
+def test_one_cluster_is_the_mean():
+    x = rows()
+    found = kmeans.fit(KEY, x, 1)
+    np.testing.assert_allclose(found.centroids[0], x.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.inertia, ((x - x.mean(0)) ** 2).sum(), rtol=1e-5)
+
+
+def test_as_many_clusters_as_rows():
+    x = rows(n=20)
+    found = kmeans.fit(KEY, x, 20)
+    assert len(np.unique(found.labels)) == 20
+    np.testing.assert_allclose(found.inertia, 0.0, atol=1e-6)
+
+
+def test_duplicates_fewer_distinct_rows_than_clusters():
+    x = np.repeat(rows(n=3), 10, axis=0)
+    found = kmeans.fit(KEY, x, 5)
+    assert len(np.unique(found.labels)) == 3 and float(found.inertia) < 1e-8
+    assert np.isfinite(found.centroids).all()
+
+
+def test_constant_features_change_nothing():
+    x = rows()
+    padded = np.concatenate([x, np.full((len(x), 3), 7, np.float32)], axis=1)
+    a = kmeans.fit(KEY, x, 4, init=x[:4])
+    b = kmeans.fit(KEY, padded, 4, init=padded[:4])
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_ties_go_to_the_lowest_index():
+    x = np.array([[0.0], [2.0], [1.0]], np.float32)
+    for centroids in ([[0.0], [2.0]], [[2.0], [0.0]], [[2.0], [2.0], [0.0]]):
+        labels, _ = kmeans.assign(x, np.array(centroids, np.float32))
+        np.testing.assert_array_equal(labels, nearest(x, centroids).argmin(1))
+
+
+def test_ties_of_integers_as_numpy():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 3, size=(500, 2)).astype(np.float32)
+    centroids = rng.permutation(np.unique(x, axis=0))[:10] * 2
+    centroids -= centroids.mean(0).round()  # keeps the arithmetic exact
+    labels, _ = kmeans.assign(jnp.asarray(x), jnp.asarray(centroids))
+    tied = nearest(x, centroids)
+    exact = (tied == tied.min(1, keepdims=True)).sum(1) > 1
+    assert exact.sum() > 20
+    np.testing.assert_allclose(tied[np.arange(500), labels], tied.min(1), atol=1e-5)
+
+
+def test_weights_equal_repetition():
+    x, counts = rows(n=60), np.random.default_rng(1).integers(1, 4, size=60)
+    repeated = np.repeat(x, counts, axis=0)
+    a = kmeans.fit(KEY, x, 4, init=x[:4], weights=counts.astype(np.float32), tol=0.0)
+    b = kmeans.fit(KEY, repeated, 4, init=x[:4], tol=0.0)
+    np.testing.assert_array_equal(np.repeat(a.labels, counts), b.labels)
+    np.testing.assert_allclose(a.inertia, b.inertia, rtol=1e-5)
+
+
+def test_rows_without_weight_do_not_count():
+    x = rows(n=100)
+    with_outliers = np.concatenate([x, 1e3 + rows(5, n=5)])
+    weights = np.r_[np.ones(100), np.zeros(5)].astype(np.float32)
+    a = kmeans.fit(KEY, with_outliers, 4, init=x[:4], weights=weights, tol=0.0)
+    b = kmeans.fit(KEY, x, 4, init=x[:4], tol=0.0)
+    np.testing.assert_allclose(a.centroids, b.centroids, rtol=1e-3, atol=1e-3)
+    seeds = kmeans.fit(KEY, with_outliers, 4, weights=weights).centroids
+    assert np.abs(seeds).max() < 100
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x = rows(6, n=3000)
+    whole = kmeans.fit(KEY, x, 7, init=x[:7])
+    blocks = kmeans._blocks(jnp.asarray(x), 5000)
+    assert blocks.shape[0] > 1 and blocks.shape[0] * blocks.shape[1] >= 3000
+    np.testing.assert_array_equal(blocks.reshape(-1, 5)[:3000], x)
+    small = lambda v, k, shape=None: original(v, 2**20 // 256, shape)  # noqa: E731
+    original = kmeans._blocks
+    monkeypatch.setattr(kmeans, "_blocks", small)
+    jax.clear_caches()
+    blocked = kmeans.fit(KEY, x, 7, init=x[:7])
+    jax.clear_caches()
+    np.testing.assert_array_equal(whole.labels, blocked.labels)
+    np.testing.assert_allclose(whole.inertia, blocked.inertia, rtol=1e-5)
+
+
+def test_never_holds_the_distance_matrix():
+    n, k = 200_000, 500
+    x = jax.ShapeDtypeStruct((n, 4), jnp.float32)
+    centroids = jax.ShapeDtypeStruct((k, 4), jnp.float32)
+    memory = jax.jit(kmeans.assign).lower(x, centroids).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < n * k * 4 / 10
+
+
+def test_population_equals_single_runs():
+    x = rows(7)
+    keys = jax.random.split(KEY, 3)
+    many = jax.vmap(lambda key: kmeans.fit(key, x, 5, n_init=3))(keys)
+    for i, key in enumerate(keys):
+        one = kmeans.fit(key, x, 5, n_init=3)
+        np.testing.assert_array_equal(many.labels[i], one.labels)
+        np.testing.assert_allclose(many.inertia[i], one.inertia, rtol=1e-5)
+
+
+def test_vmap_over_data():
+    data = jnp.stack([jnp.asarray(rows(s)) for s in (8, 9)])
+    many = jax.vmap(lambda x: kmeans.fit(KEY, x, 4))(data)
+    for i in range(2):
+        one = kmeans.fit(KEY, data[i], 4)
+        np.testing.assert_array_equal(many.labels[i], one.labels)
+
+
+def test_masked_k_in_one_program():
+    x = rows(10)
+    ks = jnp.arange(1, 6)
+    sweep = jax.vmap(lambda k: kmeans.fit(KEY, x, 5, n_active=k, n_init=3))(ks)
+    assert [len(np.unique(labels)) for labels in sweep.labels] == [1, 2, 3, 4, 5]
+    for i, k in enumerate([1, 2, 3, 4, 5]):
+        one = kmeans.fit(KEY, x, k, n_init=10)
+        np.testing.assert_allclose(sweep.inertia[i], one.inertia, rtol=0.05)
+
+
+def test_second_call_does_not_compile():
+    x = rows()
+    kmeans.fit(KEY, x, 4)
+    before = kmeans._fit._cache_size()
+    kmeans.fit(jax.random.key(5), x + 1, 4)
+    assert kmeans._fit._cache_size() == before
+
+
+def test_assign_is_differentiable():
+    x, c = jnp.asarray(rows(n=10)), jnp.asarray(rows(1, n=3))
+    dx, dc = jax.grad(lambda x, c: kmeans.assign(x, c)[1].sum(), argnums=(0, 1))(x, c)
+    labels, _ = kmeans.assign(x, c)
+    np.testing.assert_allclose(dx, 2 * (x - c[labels]), rtol=1e-5)
+    member = jax.nn.one_hot(labels, 3)
+    np.testing.assert_allclose(dc, 2 * member.T @ (c[labels] - x), rtol=1e-4, atol=1e-4)
+
+
+def test_fit_is_differentiable_at_fixed_labels():
+    x = jnp.asarray(rows(n=40))
+    first = x[:3]
+    value = lambda x: kmeans.fit(KEY, x, 3, init=first, tol=0.0).inertia  # noqa: E731
+    direction = jax.random.normal(KEY, x.shape)
+    step = 1e-2
+    numeric = (value(x + step * direction) - value(x - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jnp.sum(jax.grad(value)(x) * direction), numeric, rtol=1e-2)
+    jacobian = jax.jacrev(lambda x: kmeans.fit(KEY, x, 3, init=first, tol=0.0).centroids)(x)
+    labels = kmeans.fit(KEY, x, 3, init=first, tol=0.0).labels
+    member = np.asarray(jax.nn.one_hot(labels, 3))
+    expected = (member / member.sum(0)).T  # d centroid / d row, the same for each feature
+    np.testing.assert_allclose(jacobian[:, 0, :, 0], expected, atol=1e-6)
+
+
+def test_init_function_and_names():
+    x = rows()
+    given = kmeans.fit(KEY, x, 3, init=lambda key, x, k, weights: x[:k], n_init=1)
+    array = kmeans.fit(KEY, x, 3, init=x[:3])
+    np.testing.assert_array_equal(given.labels, array.labels)
+    assert np.isfinite(kmeans.fit(KEY, x, 3, init="random").inertia)
+
+
+def test_kmeans_plus_plus_draws_by_weighted_distance():
+    """One far row among many near ones: drawn second with probability d^2 / sum d^2."""
+    x = jnp.array([[0.0], [1.0], [-1.0], [3.0]])
+    keys = jax.random.split(KEY, 4000)
+    weights = jnp.array([1e6, 1.0, 1.0, 1.0])  # the first draw is row 0
+    draw = jax.vmap(lambda key: seeding.kmeans_plus_plus(key, x, 2, weights, n_trials=1)[1, 0])
+    share = np.mean(np.asarray(draw(keys)) == 3.0)
+    np.testing.assert_allclose(share, 9 / 11, atol=0.025)  # 4 sigma
+
+
+def test_kmeans_plus_plus_never_takes_a_duplicate_while_others_are_left():
+    x = jnp.asarray(np.repeat(rows(n=6), 50, axis=0))
+    x = x - x.mean(0, keepdims=True)
+    for seed in range(5):
+        centroids = seeding.kmeans_plus_plus(jax.random.key(seed), x, 6, jnp.ones(300))
+        assert len(np.unique(np.asarray(centroids).round(5), axis=0)) == 6
+
+
+def test_random_rows_are_distinct_and_uniform():
+    x = jnp.arange(5.0)[:, None]
+    keys = jax.random.split(KEY, 2000)
+    drawn = jax.vmap(lambda key: seeding.random_rows(key, x, 2, jnp.ones(5))[:, 0])(keys)
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    share = np.bincount(np.asarray(drawn, int).ravel(), minlength=5) / 4000
+    np.testing.assert_allclose(share, 0.2, atol=0.03)
+
+
+def test_shift_scale_and_permutation():
+    x = rows(11)
+    order = np.random.default_rng(0).permutation(len(x))
+    reference = kmeans.fit(KEY, x, 4, init=x[:4])
+    moved = kmeans.fit(KEY, 2 * x + 5, 4, init=2 * x[:4] + 5)
+    shuffled = kmeans.fit(KEY, x[order], 4, init=x[:4])
+    np.testing.assert_array_equal(reference.labels, moved.labels)
+    np.testing.assert_array_equal(np.asarray(reference.labels)[order], shuffled.labels)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: dict(x=x[0]), r"expected rows x of shape \[n, d\]"),
+        (lambda x: dict(n_clusters=0), "expected 1 <= n_clusters <= 300"),
+        (lambda x: dict(n_clusters=301), "expected 1 <= n_clusters <= 300"),
+        (lambda x: dict(x=np.where(x == x[3, 2], np.nan, x)), "expected finite x, found 1 NaN"),
+        (lambda x: dict(x=jnp.asarray(x).at[0, 0].set(jnp.inf)), "expected finite x, found 1 NaN"),
+        (lambda x: dict(init="kmeans"), "expected init 'k-means"),
+        (lambda x: dict(init=x[:3]), "expected first centroids"),
+        (lambda x: dict(weights=np.ones(3)), "expected weights of shape"),
+        (lambda x: dict(weights=-np.ones(300)), "expected weights >= 0"),
+        (lambda x: dict(n_init=0), "expected n_init and max_iter >= 1"),
+    ],
+)
+def test_bad_input(change, message):
+    x = rows()
+    with pytest.raises(ValueError, match=message) as error:
+        kmeans.fit(KEY, **(dict(x=x, n_clusters=4) | change(x)))
+    assert "\n" not in str(error.value)

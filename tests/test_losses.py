@@ -1,0 +1,89 @@
+"""Losses: worked numbers, invariants and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from deepclust_jax import losses
+
+Z = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+CENTROIDS = jnp.array([[0.0, 0.0], [3.0, 0.0]])
+
+
+def test_squared_distances_worked():
+    np.testing.assert_allclose(losses.squared_distances(Z, CENTROIDS), [[0, 9], [25, 16]])
+
+
+def test_reconstruction_sums_over_all_features():
+    x = jnp.ones((2, 3, 4))
+    np.testing.assert_allclose(losses.reconstruction(x, x + 2.0), [48.0, 48.0])
+
+
+def test_reconstruction_refuses_silent_broadcasting():
+    with pytest.raises(ValueError, match="expected a reconstruction of shape"):
+        losses.reconstruction(jnp.ones((2, 3)), jnp.ones((1, 3)))
+
+
+def test_hard_and_own_centroid():
+    np.testing.assert_allclose(losses.hard_kmeans(Z, CENTROIDS), [0.0, 16.0])
+    own = losses.to_own_centroid(Z, CENTROIDS, jnp.array([1, 0]))
+    np.testing.assert_allclose(own, [9.0, 25.0])
+
+
+def test_masked_mean_ignores_padding_even_where_it_overflows():
+    values = jnp.array([1.0, 3.0, jnp.inf])
+    mask = jnp.array([1.0, 1.0, 0.0])
+    assert losses.masked_mean(values, mask) == 2.0
+    np.testing.assert_array_equal(jax.grad(losses.masked_mean)(values, mask), [0.5, 0.5, 0.0])
+    assert losses.masked_mean(values, jnp.zeros(3)) == 0.0
+
+
+def test_total_variance_of_the_rows_that_count():
+    x = jnp.array([[[0.0], [2.0]], [[4.0], [2.0]], [[9.0], [9.0]]])
+    np.testing.assert_allclose(losses.total_variance(x, jnp.array([1.0, 1.0, 0.0])), 4.0)
+    alone = losses.total_variance(x, jnp.array([0.0, 1.0, 0.0]))  # mean square, not 0
+    np.testing.assert_allclose(alone, 20.0)
+
+
+def test_soft_kmeans_between_its_limits():
+    sqdist = np.array([[0.0, 9.0], [25.0, 16.0]])
+    np.testing.assert_allclose(losses.soft_kmeans(Z, CENTROIDS, 0.0), sqdist.mean(1), rtol=1e-6)
+    hard = losses.soft_kmeans(Z, CENTROIDS, 1000.0)
+    np.testing.assert_allclose(hard, losses.hard_kmeans(Z, CENTROIDS), rtol=1e-6)
+    # Row 2 at alpha = 0.1: weights 1 and e^0.9 over their sum.
+    weight = np.exp(0.9) / (1 + np.exp(0.9))
+    expected = (1 - weight) * 25 + weight * 16
+    np.testing.assert_allclose(losses.soft_kmeans(Z, CENTROIDS, 0.1)[1], expected, rtol=1e-6)
+
+
+def test_soft_kmeans_renaming_clusters_changes_nothing():
+    swapped = losses.soft_kmeans(Z, CENTROIDS[::-1], 0.3)
+    np.testing.assert_allclose(swapped, losses.soft_kmeans(Z, CENTROIDS, 0.3), rtol=1e-6)
+
+
+def test_dkm_exponent_never_overflows():
+    """Trap: exp(-1000 * distance) without the row's largest exponent is 0 / 0."""
+    far = 1e3 * jnp.ones((1, 4))
+    value, grad = jax.value_and_grad(lambda z: losses.soft_kmeans(z, CENTROIDS4, 1000.0)[0])(far)
+    assert jnp.isfinite(value) and jnp.isfinite(grad).all()
+
+
+CENTROIDS4 = jnp.array([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+
+
+def test_gradients():
+    key = jax.random.key(0)
+    z, centroids = jax.random.normal(key, (5, 3)), jax.random.normal(key, (4, 3))
+    for alpha in (0.1, 1.0):
+        check_grads(
+            lambda z, c, a=alpha: losses.soft_kmeans(z, c, a), (z, centroids), 1, ["rev"],
+            atol=1e-2, rtol=1e-2,
+        )  # fmt: skip
+
+
+def test_gradient_at_distance_zero_is_finite():
+    """Trap: the gradient of a norm at zero is nan; squared distances have none."""
+    grad = jax.grad(lambda z: losses.hard_kmeans(z, CENTROIDS).sum())(CENTROIDS)
+    np.testing.assert_array_equal(grad, np.zeros((2, 2)))

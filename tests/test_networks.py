@@ -1,0 +1,145 @@
+"""Networks: shapes, starts, precision; and random changes of images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import augment, networks
+
+KEY = jax.random.key(0)
+
+
+def test_start_is_uniform_within_the_published_limit():
+    params = networks.mlp([400, 10]).init(KEY, jnp.ones((1, 100)))
+    kernel = params["params"]["Dense_0"]["kernel"]
+    limit = 1 / np.sqrt(100)
+    assert jnp.abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
+
+
+def test_the_code_is_linear():
+    """Trap: a ReLU on the code kills its dimensions."""
+    network = networks.mlp([8, 4])
+    params = network.init(KEY, jnp.ones((1, 3)))
+    z = network.apply(params, jax.random.normal(KEY, (200, 3)))
+    assert (z < 0).any(axis=0).any() and (z < 0).mean() > 0.1
+
+
+@pytest.mark.parametrize("kind, shape", [("mlp", (7,)), ("mlp", (5, 6, 1)), ("conv", (28, 28, 1)),
+                                         ("conv", (9, 12, 3))])  # fmt: skip
+def test_autoencoder_returns_the_shape_it_got(kind, shape):
+    encoder, decoder = networks.autoencoder(kind, shape, (16,), 3)
+    x = jnp.ones((2, *shape))
+    params = encoder.init(KEY, x)
+    z = encoder.apply(params, x)
+    assert z.shape == (2, 3)
+    assert decoder.apply(decoder.init(KEY, z), z).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(("conv", (7,), (8,), 2), "expected rows"), (("cnn", (7,), (8,), 2), "'mlp' or 'conv'")],
+)
+def test_bad_networks(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        networks.autoencoder(*arguments)
+
+
+def test_bad_precision():
+    with pytest.raises(ValueError, match="expected precision"):
+        networks.mlp([3], precision="float16")
+
+
+def test_bfloat16_rounds_products_and_nothing_else():
+    exact, rounded = networks.mlp([64, 5]), networks.mlp([64, 5], precision="bfloat16")
+    x = jax.random.normal(KEY, (32, 40))
+    params = exact.init(KEY, x)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded.init(KEY, x)))
+
+    def loss(apply, params):
+        return jnp.mean(apply(params, x) ** 2)
+
+    value, grads = jax.value_and_grad(lambda p: loss(exact.apply, p))(params)
+    near, near_grads = jax.value_and_grad(lambda p: loss(rounded.apply, p))(params)
+    assert near.dtype == jnp.float32 and near != value
+    np.testing.assert_allclose(near, value, rtol=0.02)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(near_grads), strict=True):
+        assert b.dtype == jnp.float32
+        assert jnp.linalg.norm(a - b) < 0.03 * jnp.linalg.norm(a)
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 17])
+def test_blocks_change_nothing(n):
+    network = networks.mlp([4, 2])
+    x = jax.random.normal(KEY, (n, 3))
+    params = network.init(KEY, x)
+    blocked = networks.apply_in_blocks(network.apply, params, x, block=8)
+    np.testing.assert_allclose(blocked, network.apply(params, x), rtol=1e-6, atol=1e-6)
+
+
+def test_affine_without_motion_is_identity():
+    x = jax.random.uniform(KEY, (6, 8, 2))
+    same = augment.affine(KEY, x, degrees=0.0, shift=0.0)
+    np.testing.assert_allclose(same, x, atol=1e-6)
+
+
+def test_affine_shifts_by_whole_pixels():
+    """With bounds that make the draws two rows and no column, the rows are those two further on."""
+    x = jax.random.uniform(KEY, (10, 30, 1))
+    key = next(
+        k
+        for k in jax.random.split(KEY, 3000)
+        if abs(jax.random.uniform(k, (5,), minval=-1.0, maxval=1.0)[2]) < 1e-3
+    )
+    row, column = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)[1:3]
+    moved = augment.affine(key, x, degrees=0.0, shift=abs(2.0 / (10 * float(row))))
+    assert abs(column) < 1e-3
+    expected = np.zeros((10, 30, 1))
+    if row > 0:
+        expected[:8] = x[2:]
+    else:
+        expected[2:] = x[:8]
+    assert np.abs(moved - expected).mean() < 0.02
+
+
+def test_affine_quarter_turn_equals_rot90():
+    """A bound of 90 / draw degrees turns by exactly a quarter."""
+    x = jax.random.uniform(KEY, (7, 7, 1))
+    draw = jax.random.uniform(KEY, (5,), minval=-1.0, maxval=1.0)
+    turned = augment.affine(KEY, x, degrees=90.0 / float(draw[0]), shift=0.0)
+    candidates = [np.rot90(x, 1), np.rot90(x, -1)]
+    assert min(np.abs(turned - c).max() for c in candidates) < 1e-4
+
+
+def test_affine_draws_within_its_bounds():
+    bar = jnp.zeros((21, 21, 1)).at[10, 4:17].set(1.0)
+    keys = jax.random.split(KEY, 200)
+    moved = jax.vmap(lambda key: augment.affine(key, bar, degrees=0.0, shift=0.1))(keys)
+    mass = moved.sum((1, 2, 3))
+    np.testing.assert_allclose(mass, 13.0, rtol=0.01)  # nothing is lost near the middle
+    centre = (moved.sum((2, 3)) * jnp.arange(21.0)[None, :]).sum(1) / mass
+    assert centre.min() >= 10 - 2.1 - 1e-3 and centre.max() <= 10 + 2.1 + 1e-3
+    assert centre.max() - centre.min() > 3.0
+
+
+def test_quarter_turns_are_exact_and_uniform():
+    x = jax.random.uniform(KEY, (4, 4, 1))
+    turn = jax.vmap(lambda key: augment.quarter_turn(key, x))
+    turned = np.asarray(turn(jax.random.split(KEY, 800)))
+    counts = [int((np.abs(turned - np.rot90(x, n)).max((1, 2, 3)) == 0).sum()) for n in range(4)]
+    assert sum(counts) == 800 and min(counts) > 150
+
+
+def test_noise_and_mask():
+    x = jnp.ones(20_000)
+    noisy = augment.noise(KEY, x, scale=0.5)
+    np.testing.assert_allclose([noisy.mean(), noisy.std()], [1.0, 0.5], atol=0.02)
+    np.testing.assert_allclose(augment.mask(KEY, x, rate=0.3).mean(), 0.7, atol=0.02)
+
+
+def test_images_only():
+    with pytest.raises(ValueError, match="expected an image"):
+        augment.affine(KEY, jnp.ones((4, 4)))
+    with pytest.raises(ValueError, match="expected a square image"):
+        augment.quarter_turn(KEY, jnp.ones((4, 5, 1)))

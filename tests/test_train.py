@@ -1,0 +1,177 @@
+"""The training loop, streams of rows, and the seed example."""
+
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import BROKEN_JAX, check_jax_version, stream, train
+from deepclust_jax.algorithms import autoencoder
+from deepclust_jax.clustering import kmeans
+
+KEY = jax.random.key(0)
+CONFIG = autoencoder.Config(n_clusters=3, embed_dim=2, hidden=(8,), n_init=2)
+
+
+def rows(n=50, d=4):
+    return np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+
+
+def test_seed_example():
+    """The classic toy: 100 points, a 4-unit ReLU layer, a 2-unit linear code, k-means on it."""
+    x = jax.random.normal(jax.random.key(42), (100, 2))
+    config = autoencoder.Config(n_clusters=3, embed_dim=2, hidden=(4,))
+    algorithm = autoencoder.build(config, x.shape[1:])
+    found = train.fit(jax.random.key(0), algorithm, x, epochs=100, refresh_every=0)
+    result = kmeans.fit(jax.random.key(1), algorithm.embed(found.state, x), 3)
+    print(result.labels)
+    assert found.metrics["loss"][-1] < found.metrics["loss"][0]
+    assert result.labels.shape == (100,) and set(np.asarray(result.labels)) == {0, 1, 2}
+
+
+def test_every_row_once_per_epoch():
+    index, mask = train._order(KEY, jnp.int32(3), 53, 16)
+    assert index.shape == mask.shape == (4, 16)
+    assert sorted(index[mask > 0].tolist()) == list(range(53))
+    other, _ = train._order(KEY, jnp.int32(4), 53, 16)
+    assert (index != other).any()
+
+
+def test_refresh_comes_first_in_its_epochs():
+    def algorithm_with(calls):
+        base = autoencoder.build(CONFIG, (4,))
+
+        def refresh(key, state, x):
+            return state.replace(centroids=state.centroids + 1.0)
+
+        return base._replace(refresh=refresh), calls
+
+    for every, expected in ((0, 0), (1, 5), (2, 3), (5, 1)):
+        algorithm, _ = algorithm_with([])
+        found = train.fit(KEY, algorithm, rows(), epochs=5, refresh_every=every)
+        assert float(found.state.centroids[0, 0]) == expected
+
+
+def test_state_given_is_kept():
+    """The loop donates its buffers, never the caller's."""
+    algorithm = autoencoder.build(CONFIG, (4,))
+    state = train.init(KEY, algorithm, rows())
+    before = jax.tree.map(np.asarray, state)
+    train.fit(KEY, algorithm, rows(), epochs=2, state=state, refresh_every=0)
+    jax.tree.map(np.testing.assert_array_equal, before, state)
+
+
+def test_on_epoch_sees_every_epoch():
+    seen = []
+    algorithm = autoencoder.build(CONFIG, (4,))
+    keys = jax.random.split(KEY, 2)
+    train.fit(
+        keys, algorithm, rows(), epochs=3, refresh_every=0,
+        on_epoch=lambda epoch, state, metrics: seen.append((epoch, metrics["loss"].shape)),
+    )  # fmt: skip
+    assert seen == [(1, (2,)), (2, (2,)), (3, (2,))]
+
+
+def test_divergence_is_named():
+    config = autoencoder.Config(n_clusters=3, embed_dim=2, hidden=(8,), learning_rate=1e6)
+    with pytest.raises(train.Diverged, match="expected a finite loss, found") as error:
+        train.fit(KEY, autoencoder.build(config, (4,)), rows(), epochs=20, refresh_every=0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x": np.zeros((0, 4))}, "expected rows x"),
+        ({"x": np.zeros(4)}, "expected rows x"),
+        ({"epochs": -1}, "expected epochs >= 0"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {"x": rows(), "epochs": 1, "batch_size": 8} | change
+    with pytest.raises(ValueError, match=message):
+        train.fit(KEY, autoencoder.build(CONFIG, (4,)), **arguments)
+
+
+def test_a_batch_larger_than_the_data():
+    found = train.fit(KEY, autoencoder.build(CONFIG, (4,)), rows(10), epochs=2, refresh_every=0)
+    assert int(found.state.step) == 2
+
+
+def test_embed_gives_a_row_its_code_whatever_is_beside_it():
+    """Trap (faiss#3818): labels that change with the size of the batch."""
+    algorithm = autoencoder.build(CONFIG, (4,))
+    state = train.init(jax.random.split(KEY, 2), algorithm, rows())
+    z, labels = train.embed(algorithm, state, rows(), block=16)
+    assert z.shape == (2, 50, 2) and labels.shape == (2, 50)
+    some = np.array([3, 7, 49, 0])
+    z_some, labels_some = train.embed(algorithm, state, rows()[some], block=16)
+    np.testing.assert_array_equal(z_some, z[:, some])
+    np.testing.assert_array_equal(labels_some, labels[:, some])
+
+
+def test_memory_maps_are_streamed(tmp_path):
+    np.save(tmp_path / "x.npy", rows())
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert not stream.fits_on_device(x) and stream.fits_on_device(np.asarray(x))
+    algorithm = autoencoder.build(CONFIG, (4,))
+    a = train.fit(KEY, algorithm, x, epochs=2)
+    b = train.fit(KEY, algorithm, rows(), epochs=2)
+    for u, v in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_are_gathered_in_order():
+    x, index = rows(), np.arange(20).reshape(5, 4)
+    mask = np.ones((5, 4), np.float32)
+    for i, batch in enumerate(stream.batches(x, index, mask)):
+        np.testing.assert_array_equal(batch.x, x[index[i]])
+        np.testing.assert_array_equal(batch.index, index[i])
+
+
+def test_an_error_while_gathering_reaches_the_consumer():
+    with pytest.raises(IndexError):
+        list(stream.batches(rows(), np.full((2, 3), 99), np.ones((2, 3))))
+
+
+def test_the_thread_ends_when_the_consumer_stops_early():
+    import threading
+
+    before = threading.active_count()
+    feed = stream.batches(rows(), np.zeros((100, 3), int), np.ones((100, 3)))
+    next(feed)
+    feed.close()
+    deadline = time.time() + 5
+    while threading.active_count() > before and time.time() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_a_broken_jax_is_refused():
+    for version in BROKEN_JAX:
+        with pytest.raises(ImportError, match="expected a working JAX, found jaxlib"):
+            check_jax_version({"jax": "0.12.0.1", "jaxlib": version})
+    check_jax_version({"jax": "0.12.0.1", "jaxlib": "0.10.1"})
+
+
+def test_vmap_beyond_32768_rows_is_right():
+    """Trap (jax#39103): a release that computes wrong numbers from row 32,768 on."""
+    w = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    r = np.random.default_rng(1).normal(size=(40_001, 3)).astype(np.float32)
+    found = jax.jit(jax.vmap(lambda v: jnp.sum((w @ v) ** 2)))(r)
+    np.testing.assert_allclose(found, ((r @ w.T) ** 2).sum(1), rtol=1e-4)
+
+
+def test_import_is_light():
+    """`import deepclust_jax` and its options load no JAX, so that --help is quick."""
+    code = (
+        "import sys, deepclust_jax.config; "
+        "heavy = {'jax', 'flax', 'sklearn', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
