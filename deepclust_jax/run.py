@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +103,11 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     return [encoder_phase("pretrain", rate, epochs), joint]
 
 
-def seed_keys(options: config.Options) -> Key:
-    """One key per seed [S]; a seed's key does not depend on how many there are."""
+def seed_keys(options: config.Options, seeds: Sequence[int] | None = None) -> Key:
+    """One key for each of the seeds, or of the first `--seeds`; none depends on the others. [S]."""
     root = jax.random.key(options.run.seed)
-    return jax.vmap(lambda s: jax.random.fold_in(root, s))(jnp.arange(options.run.seeds))
+    numbers = jnp.arange(options.run.seeds) if seeds is None else jnp.asarray(seeds)
+    return jax.vmap(lambda s: jax.random.fold_in(root, s))(numbers)
 
 
 def execute(
@@ -114,6 +115,7 @@ def execute(
     x: Any,
     *,
     folder: Path | None = None,
+    seeds: Sequence[int] | None = None,
     pretrained: State | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Trained:
@@ -123,13 +125,14 @@ def execute(
         options: as `config.resolve` leaves them, with `n_clusters` filled in.
         x: rows; see `train.fit`.
         folder: where checkpoints are kept and, if there are some, gone on from. None keeps none.
+        seeds: which seeds to train; None: the first `--seeds`.
         pretrained: states [S] of a finished autoencoder phase, to be used instead of training one.
         on_epoch: called after every epoch.
 
     Raises:
         Diverged: see `train.fit`.
     """
-    keys = seed_keys(options)
+    keys = seed_keys(options, seeds)
     todo = phases(options, tuple(x.shape))
     seconds, compile_seconds, state = {}, {}, pretrained
     if pretrained is not None:

@@ -1,0 +1,254 @@
+"""Training throughput of the autoencoder beside ClustPy and a plain PyTorch loop, in one run.
+
+    python scripts/benchmark_training.py --data mnist --torch-python /path/to/python-with-torch
+    python scripts/benchmark_training.py --table              # rewrites the table in README.md
+
+Autoencoder 784-500-500-2000-10, batch 256, Adam 1e-3. Every contender runs in a process of its own,
+with all cores, one after another in rounds, so that a drift of the machine meets all of them.
+Compilation and the first epoch are outside the time; examples per second are medians over rounds.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent.parent / "results" / "training_speed.json"
+BATCH, WIDTHS, RATE = 256, (500, 500, 2000, 10), 1e-3
+OURS = ("jax", "jax, 4 seeds", "jax, bfloat16")
+PEERS = ("pytorch", "clustpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compare training throughput, or write the table."""
+
+    data: str = "mnist"
+    """Data set by name, flattened to rows."""
+
+    rounds: int = 5
+    """Times that every contender runs."""
+
+    epochs: int = 2
+    """Timed epochs per run."""
+
+    limit: int = 25_600
+    """Rows, 100 batches."""
+
+    torch_python: str = sys.executable
+    """Python with PyTorch and ClustPy: pip install -e ".[bench]"."""
+
+    table: bool = False
+    """Measure nothing; rewrite the table in README.md from results/."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script, or in a child process one contender."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--contender"]:
+        name, file, epochs = args[1:4]
+        print(json.dumps({"seconds": contend(name, file, int(epochs))}))
+        return 0
+    import tyro
+
+    options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    if options.table:
+        import reproduce
+
+        reproduce.rewrite("speed", table())
+        return 0
+    measure(options)
+    print(table())
+    return 0
+
+
+def measure(options: Options) -> None:
+    """Run all contenders in rounds and write the result file."""
+    import numpy as np
+
+    from deepclust_jax import data
+    from deepclust_jax.report import environment, scores
+
+    dataset, _ = data.load(options.data, limit=options.limit)
+    x = np.asarray(dataset.x).reshape(len(dataset.x), -1)
+    seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *PEERS)}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.npy"
+        np.save(file, x)
+        for round_ in range(options.rounds):
+            for name in seconds:
+                python = sys.executable if name in OURS else options.torch_python
+                seconds[name].append(run_contender(python, name, file, options.epochs))
+                print(f"round {round_ + 1}: {name} {seconds[name][-1]:.2f} s", flush=True)
+    rows = len(x) * options.epochs
+    result = {
+        "command": " ".join(["python scripts/benchmark_training.py", *_shown(options)]),
+        "rows": len(x),
+        "features": x.shape[1],
+        "epochs": options.epochs,
+        "examples_per_second": {
+            name: [rows * (4 if "4 seeds" in name else 1) / s for s in times]
+            for name, times in seconds.items()
+        },
+        "environment": environment.environment() | {"cores": len(os.sched_getaffinity(0))},
+        "peers": peer_versions(options.torch_python),
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    scores.write_report(RESULT, result)
+
+
+def table() -> str:
+    """The table in Markdown; ratios are of medians."""
+    result = json.loads(RESULT.read_text())
+    speeds = result["examples_per_second"]
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    lines = [
+        "| training | examples per second, median (range) | times ClustPy | times PyTorch |",
+        "|---|---|---|---|",
+    ]
+    for name, values in speeds.items():
+        lines.append(
+            f"| {name} | {median[name]:,.0f} ({min(values):,.0f}–{max(values):,.0f}) | "
+            f"{median[name] / median['clustpy']:.2f} | {median[name] / median['pytorch']:.2f} |"
+        )
+    versions, peers = result["environment"]["versions"], result["peers"]
+    lines += [
+        "",
+        f"{result['rows']:,} rows × {result['features']}, batch {BATCH}, Adam, float32 but for the "
+        f"bfloat16 row, {result['environment']['cores']} CPU cores; jax {versions['jax']}, torch "
+        f"{peers['torch']}, clustpy {peers['clustpy']}. `{result['command']}`",
+    ]
+    return "\n".join(lines)
+
+
+def run_contender(python: str, name: str, file: Path, epochs: int) -> float:
+    """Seconds that a contender takes for the timed epochs, in a process of its own."""
+    command = [python, __file__, "--contender", name, str(file), str(epochs)]
+    # Settings that hold a library's threads or kernels back would cripple a peer.
+    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {k: v for k, v in os.environ.items() if k not in held}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SystemExit(f"error: {name} failed under {python}: {reason}")
+    return json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+
+
+def contend(name: str, file: str, epochs: int) -> float:
+    """Train one contender on the rows of a file. -> seconds of the timed epochs."""
+    import numpy as np
+
+    x = np.load(file, allow_pickle=False)
+    if name == "pytorch":
+        return train_pytorch(x, epochs)
+    if name == "clustpy":
+        return train_clustpy(x, epochs)
+    return train_jax(x, epochs, seeds=4 if "4 seeds" in name else 1, bfloat16="bfloat16" in name)
+
+
+def train_jax(x: Any, epochs: int, *, seeds: int, bfloat16: bool) -> float:
+    """This project's `train.fit`; the first epoch is not timed."""
+    import jax
+    import optax
+
+    from deepclust_jax import train
+    from deepclust_jax.algorithms import autoencoder
+
+    precision = "bfloat16" if bfloat16 else "float32"
+    config = autoencoder.Config(hidden=WIDTHS[:-1], embed_dim=WIDTHS[-1], precision=precision)
+    algorithm = autoencoder.build(config, x.shape[1:], optimizer=optax.adam(RATE))
+    keys = jax.random.split(jax.random.key(0), seeds)
+    starts = []
+
+    def on_epoch(epoch, state, metrics):
+        if epoch == 1:
+            jax.block_until_ready(state)
+            starts.append(time.perf_counter())
+
+    found = train.fit(
+        keys, algorithm, x, epochs=1 + epochs, batch_size=BATCH, refresh_every=0, on_epoch=on_epoch
+    )
+    jax.block_until_ready(found.state)
+    return time.perf_counter() - starts[0]
+
+
+def train_pytorch(x: Any, epochs: int) -> float:
+    """A plain loop over shuffled slices of a tensor, without a data loader's costs."""
+    import torch
+
+    widths = [x.shape[1], *WIDTHS, *reversed(WIDTHS[:-1]), x.shape[1]]
+    layers: list[torch.nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers.append(torch.nn.Linear(a, b))
+        if i not in (len(WIDTHS) - 1, len(widths) - 2):  # the code and the output are linear
+            layers.append(torch.nn.ReLU())
+    model = torch.nn.Sequential(*layers)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
+    rows = torch.from_numpy(x)
+
+    def epoch():
+        order = torch.randperm(len(rows))
+        for start in range(0, len(rows), BATCH):
+            batch = rows[order[start : start + BATCH]]
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.mse_loss(model(batch), batch).backward()
+            optimizer.step()
+
+    epoch()
+    start = time.perf_counter()
+    for _ in range(epochs):
+        epoch()
+    return time.perf_counter() - start
+
+
+def train_clustpy(x: Any, epochs: int) -> float:
+    """ClustPy's `FeedforwardAutoencoder.fit`, its own loader and loss."""
+    import torch
+    from clustpy.deep.neural_networks import FeedforwardAutoencoder
+
+    def fit(n_epochs):
+        model = FeedforwardAutoencoder([x.shape[1], *WIDTHS])
+        model.fit(
+            n_epochs,
+            {"lr": RATE},
+            batch_size=BATCH,
+            data=x,
+            ssl_loss_fn=torch.nn.MSELoss(),
+            optimizer_class=torch.optim.Adam,
+            device=torch.device("cpu"),
+        )
+
+    fit(1)
+    start = time.perf_counter()
+    fit(epochs)
+    return time.perf_counter() - start
+
+
+def peer_versions(python: str) -> dict[str, str]:
+    """Versions of torch and clustpy under a Python."""
+    code = (
+        "import json, importlib.metadata as m; "
+        "print(json.dumps({p: m.version(p) for p in ('torch', 'clustpy')}))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _shown(options: Options) -> list[str]:
+    """The options that differ from their defaults, but for the path of a Python."""
+    shown = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default and field.name not in ("torch_python", "table"):
+            shown += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

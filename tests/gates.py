@@ -1,0 +1,96 @@
+"""Gates on real data: what a broken method does not reach.
+
+    DEEPCLUST_DATA_DIR=... python -m pytest tests/gates.py
+
+Means over five seeds with the practical profile, shortened. Not collected by a plain `pytest`: it
+takes minutes. `test_broken_methods_fail` breaks both methods and shows that the gates notice.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from deepclust_jax import config, data, losses, metrics, run, train
+from deepclust_jax.algorithms import dcn
+
+SEEDS, PRETRAIN, JOINT = 5, 25, 8
+LIMIT = {"usps": None, "mnist": 10_000}
+
+# Lowest mean accuracy that passes.
+GATES = {
+    ("usps", "autoencoder"): 0.64,
+    ("usps", "dcn"): 0.65,
+    ("mnist", "autoencoder"): 0.64,
+    ("mnist", "dcn"): 0.65,
+}
+
+
+def options(name: str, method: str, epochs: int) -> config.Options:
+    is_first = method == "autoencoder"
+    return config.resolve(
+        config.Options(
+            data=config.Data(data=name, n_clusters=10),
+            method=config.Method(method=method),
+            training=config.Training(epochs=epochs, pretrain_epochs=None if is_first else PRETRAIN),
+            run=config.Run(seeds=SEEDS),
+        )
+    )
+
+
+@functools.cache
+def loaded(name: str):
+    return data.load(name, limit=LIMIT[name])
+
+
+@functools.cache
+def pretrained(name: str) -> run.Trained:
+    return run.execute(options(name, "autoencoder", PRETRAIN), loaded(name)[0].x)
+
+
+def mean_accuracy(name: str, algorithm, state) -> float:
+    dataset, truth = loaded(name)
+    _, found = train.embed(algorithm, state, dataset.x)
+    scores = [metrics.accuracy(truth, labels) for labels in found]
+    print(f"{name}: {np.mean(scores):.4f} ± {np.std(scores, ddof=1):.4f}")
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize("name", LIMIT)
+def test_autoencoder(data_dir, name):
+    found = pretrained(name)
+    assert mean_accuracy(name, found.algorithm, found.state) >= GATES[name, "autoencoder"]
+
+
+@pytest.mark.parametrize("name", LIMIT)
+def test_dcn(data_dir, name):
+    x = loaded(name)[0].x
+    found = run.execute(options(name, "dcn", JOINT), x, pretrained=pretrained(name).state)
+    assert mean_accuracy(name, found.algorithm, found.state) >= GATES[name, "dcn"]
+
+
+@pytest.mark.parametrize("name", LIMIT)
+def test_an_untrained_autoencoder_fails(data_dir, name):
+    found = run.execute(options(name, "autoencoder", 0), loaded(name)[0].x)
+    assert mean_accuracy(name, found.algorithm, found.state) < GATES[name, "autoencoder"]
+
+
+def test_a_broken_dcn_fails(data_dir):
+    """Broken: codes are pulled to the first centroid, not to their own."""
+    x = loaded("usps")[0].x
+    own = options("usps", "dcn", JOINT)
+
+    def loss(params, state, batch, key, *, nets, config):
+        z = nets.encoder.apply(params["encoder"], batch.x)
+        x_hat = nets.decoder.apply(params["decoder"], z)
+        error = losses.reconstruction(batch.x, x_hat)
+        pull = losses.to_own_centroid(z, state.centroids, np.zeros(len(z), np.int32))
+        value = losses.masked_mean(error + 0.5 * config.weight * pull, batch.mask)
+        return value, {}
+
+    algorithm = dcn.build(dcn.Config(weight=own.method.weight), x.shape[1:], loss=loss)
+    keys = run.seed_keys(own)
+    state = jax.vmap(dcn.warm_start)(train.init(keys, algorithm, x), pretrained("usps").state)
+    found = train.fit(keys, algorithm, x, epochs=JOINT, state=state)
+    assert mean_accuracy("usps", algorithm, found.state) < GATES["usps", "dcn"]

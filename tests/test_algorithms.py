@@ -1,0 +1,200 @@
+"""What each algorithm promises beyond the contract, and the traps of published code."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import losses, train
+from deepclust_jax.algorithms import autoencoder, dcn, dkm
+from deepclust_jax.clustering import kmeans
+from deepclust_jax.types import Batch
+
+KEY = jax.random.key(0)
+SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16,)}
+
+
+def rows(n=60, d=6, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = 4 * rng.normal(size=(3, d))
+    return (centres[rng.integers(3, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
+
+
+def batch(x):
+    return Batch(jnp.asarray(x), jnp.arange(len(x)), jnp.ones(len(x)))
+
+
+def started(module, config, x):
+    """A state of the module that starts from a briefly trained autoencoder, and the algorithm."""
+    first = autoencoder.build(autoencoder.Config(**SMALL, n_init=3), x.shape[1:])
+    pretrained = train.fit(KEY, first, x, epochs=20, refresh_every=0).state
+    pretrained = train.refresh(KEY, first, pretrained, x)
+    algorithm = module.build(config, x.shape[1:])
+    return algorithm, module.warm_start(train.init(KEY, algorithm, x), pretrained), pretrained
+
+
+def test_autoencoder_loss_is_the_share_left_unexplained():
+    """A decoder that returns the mean explains nothing, whatever the scale of the data."""
+    config = autoencoder.Config(**SMALL)
+    nets = autoencoder.build_nets(config, (6,))
+    for scale in (1.0, 1e3):
+        x = scale * rows()
+        params = jax.tree.map(jnp.zeros_like, autoencoder.init_params(KEY, jnp.asarray(x), nets))
+        params["decoder"]["params"]["Dense_1"]["bias"] = jnp.asarray(x.mean(0))
+        value, metrics = autoencoder.loss(params, None, batch(x), KEY, nets=nets, config=config)
+        np.testing.assert_allclose(value, 1.0, rtol=1e-5)
+        np.testing.assert_allclose(metrics["reconstruction"], x.var(0).sum(), rtol=1e-4)
+
+
+def test_autoencoder_refresh_is_kmeans_on_the_code():
+    x = rows()
+    algorithm = autoencoder.build(autoencoder.Config(**SMALL, n_init=3), (6,))
+    state = train.init(KEY, algorithm, x)
+    state = algorithm.refresh(KEY, state, jnp.asarray(x))
+    z = algorithm.embed(state, jnp.asarray(x))
+    expected = kmeans.fit(KEY, z, 3, n_init=3)
+    np.testing.assert_array_equal(state.centroids, expected.centroids)
+    np.testing.assert_array_equal(algorithm.assign(state, z), expected.labels)
+
+
+def test_dead_pixels_are_harmless():
+    """Trap: features that never vary (the border of MNIST)."""
+    x = rows()
+    x[:, 2:4] = 0.0
+    for module in (autoencoder, dcn, dkm):
+        algorithm = module.build(module.Config(**SMALL), (6,))
+        found = train.fit(KEY, algorithm, x, epochs=3)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.state))
+
+
+def test_dcn_batched_update_equals_the_sequential_one():
+    """Trap: the update in the published code's loop; ours moves all rows of a batch at once."""
+    rng = np.random.default_rng(0)
+    centroids, z = rng.normal(size=(4, 3)), rng.normal(size=(50, 3))
+    labels, counts = rng.integers(4, size=50), np.full(4, 100.0)
+    mask = np.ones(50)
+    mask[40:] = 0
+    one_by_one, seen = centroids.copy(), counts.copy()
+    for i in range(40):
+        k = labels[i]
+        seen[k] += 1
+        one_by_one[k] -= (one_by_one[k] - z[i]) / seen[k]
+    moved, counted = dcn.move_centroids(
+        *(jnp.asarray(a, jnp.float32) for a in (centroids, counts, z)),
+        jnp.asarray(labels),
+        jnp.asarray(mask, jnp.float32),
+    )
+    np.testing.assert_allclose(moved, one_by_one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(counted, seen)
+
+
+def test_dcn_every_row_of_a_batch_counts():
+    """Trap (DKM's repository): an op overwritten in a loop left 1 of 256 rows to move centroids."""
+    x = rows()
+    algorithm, state, _ = started(dcn, dcn.Config(**SMALL), x)
+    assert float(state.counts.sum()) == 300.0
+    state, _ = algorithm.step(KEY, state, batch(x))
+    assert float(state.counts.sum()) == 300.0 + len(x)
+
+
+def test_dcn_no_gradient_reaches_the_centroids():
+    x = rows()
+    config = dcn.Config(**SMALL)
+    algorithm, state, _ = started(dcn, config, x)
+    nets = dcn.build_nets(config, (6,))
+
+    def of_centroids(centroids):
+        moved = state.replace(centroids=centroids)
+        return dcn.loss(state.params, moved, batch(x), KEY, nets=nets, config=config)[0]
+
+    def step(centroids):
+        return algorithm.step(KEY, state.replace(centroids=centroids), batch(x))[0].params
+
+    assert jnp.abs(jax.grad(of_centroids)(state.centroids)).max() > 0  # the loss depends on them
+    changed = step(state.centroids + 1.0)
+    assert any(
+        (a != b).any()
+        for a, b in zip(
+            jax.tree.leaves(changed), jax.tree.leaves(step(state.centroids)), strict=True
+        )
+    )
+    assert "centroids" not in state.params  # so no optimiser moves them
+
+
+def test_dcn_loss_is_equation_4():
+    x = rows()
+    config = dcn.Config(**SMALL, weight=0.7)
+    _, state, _ = started(dcn, config, x)
+    nets = dcn.build_nets(config, (6,))
+    value, _ = dcn.loss(state.params, state, batch(x), KEY, nets=nets, config=config)
+    z = np.asarray(nets.encoder.apply(state.params["encoder"], x))
+    x_hat = np.asarray(nets.decoder.apply(state.params["decoder"], z))
+    nearest = ((z[:, None] - np.asarray(state.centroids)) ** 2).sum(-1).min(1)
+    expected = np.mean(((x - x_hat) ** 2).sum(1) + 0.7 / 2 * nearest)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("module", [dcn, dkm])
+def test_warm_start_keeps_networks_and_centroids(module):
+    x = rows()
+    _, state, pretrained = started(module, module.Config(**SMALL), x)
+    found = state.params if module is dkm else {**state.params, "centroids": state.centroids}
+    expected = {**pretrained.params, "centroids": pretrained.centroids}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("module", [dcn, dkm])
+def test_joint_training_makes_the_code_friendlier(module):
+    """What both are for: codes nearer to their centroids, without losing the reconstruction."""
+    x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)  # no clusters to see
+    config = dataclasses.replace(module.Config(**SMALL), weight=1.0, learning_rate=1e-2)
+    algorithm, state, _ = started(module, config, x)
+    found = train.fit(KEY, algorithm, x, epochs=40, batch_size=50, state=state)
+
+    def tightness(state):
+        z = algorithm.embed(state, jnp.asarray(x))
+        means = kmeans.fit(KEY, z, 3)
+        return float(means.inertia / jnp.sum((z - z.mean(0, keepdims=True)) ** 2))
+
+    assert tightness(found.state) < 0.9 * tightness(state)
+    assert found.metrics["reconstruction"][-1] < found.metrics["reconstruction"][0]
+
+
+def test_dkm_schedule():
+    """a_1 = 0.1, a_{t+1} = 2^(1 / ln(t + 1)^2) a_t, with the natural logarithm (section 3.3)."""
+    schedule = dkm.alphas(0.1, 40)
+    np.testing.assert_allclose(schedule[:3], [0.1, 0.42, 0.75], atol=0.005)
+    np.testing.assert_allclose(schedule[[19, 39]], [8.4, 28.1], rtol=0.01)
+
+
+def test_dkm_alpha_rises_while_training():
+    config = dkm.Config(**SMALL, alpha=0.1, annealed=True, epochs_per_alpha=2)
+    found = train.fit(KEY, dkm.build(config, (6,)), rows(), epochs=6)
+    expected = np.repeat(dkm.alphas(0.1, 3), 2)
+    np.testing.assert_allclose(found.metrics["alpha"], expected, rtol=1e-5)
+
+
+def test_dkm_cold_equals_kmeans():
+    """At alpha = 1000 the gradient is that of hard k-means."""
+    z, centroids = jax.random.normal(KEY, (20, 3)), jax.random.normal(jax.random.key(1), (4, 3))
+    soft = jax.grad(lambda c: losses.soft_kmeans(z, c, 1000.0).sum())(centroids)
+    hard = jax.grad(lambda c: losses.hard_kmeans(z, c).sum())(centroids)
+    np.testing.assert_allclose(soft, hard, rtol=1e-3, atol=1e-2)
+
+
+def test_dkm_centroids_are_trained_by_the_optimiser():
+    x = rows()
+    algorithm, state, _ = started(dkm, dkm.Config(**SMALL), x)
+    new, _ = algorithm.step(KEY, state, batch(x))
+    assert (new.params["centroids"] != state.params["centroids"]).any()
+
+
+def test_dkm_collapse_shows():
+    """Trap: at a temperature too high for the scale of the code all centroids meet."""
+    x = rows()
+    config = dkm.Config(**SMALL, weight=10.0, learning_rate=1e-1, alpha=1e-6)
+    algorithm, state, _ = started(dkm, config, x)
+    found = train.fit(KEY, algorithm, x, epochs=200, state=state)
+    assert found.metrics["centroid_gap"][-1] < 0.2 * found.metrics["centroid_gap"][0]
