@@ -148,8 +148,8 @@ _PRETRAINED_PAPER = {"pretrain_epochs": 50, "pretrain_learning_rate": 0.067, "de
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "practical": {
         "autoencoder": {"epochs": 100, "learning_rate": 0.2, "decay": 0.2},
-        "dcn": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-3, "weight": 0.05},
-        "dkm": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-3, "weight": 1.0, "alpha": 1e3},
+        "dcn": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-4, "weight": 2.0},
+        "dkm": {**_PRETRAINED, "epochs": 50, "learning_rate": 1e-4, "weight": 1.0, "alpha": 1e3},
     },
     "paper": {
         "autoencoder": {"epochs": 300, "learning_rate": 0.067, "decay": 0.0},
@@ -174,9 +174,8 @@ class ConfigError(ValueError):
 
 def flatten(options: Options) -> dict[str, Any]:
     """The options by their names on the command line, without groups; JSON-able."""
-    flat: dict[str, Any] = {}
-    for group in dataclasses.fields(options):
-        flat |= dataclasses.asdict(getattr(options, group.name))
+    groups = dataclasses.asdict(options).values()
+    flat = {name: value for group in groups for name, value in group.items()}
     return {name: str(v) if isinstance(v, Path) else v for name, v in flat.items()}
 
 
@@ -214,6 +213,8 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
     except ValueError as error:  # both parsers raise subclasses
         raise ConfigError(f"cannot read --config {file}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"expected options by name in {file}, found a {type(values).__name__}")
     known = list(flatten(Options()))
     for name in values:
         if name not in known:
@@ -263,11 +264,11 @@ def _check_ranges(options: Options) -> None:
         if flat[name] is not None and flat[name] < 1:
             raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
     for name in ("epochs", "pretrain_epochs", "weight", "alpha", "seed"):
-        if flat[name] is not None and flat[name] < 0:
-            raise ConfigError(f"expected --{name.replace('_', '-')} >= 0, found {flat[name]}")
+        if flat[name] is not None and not 0 <= flat[name] < float("inf"):
+            raise ConfigError(f"expected 0 <= --{name.replace('_', '-')} < inf, found {flat[name]}")
     for name in ("learning_rate", "pretrain_learning_rate"):
-        if flat[name] is not None and not flat[name] > 0:
-            raise ConfigError(f"expected --{name.replace('_', '-')} > 0, found {flat[name]}")
+        if flat[name] is not None and not 0 < flat[name] < float("inf"):
+            raise ConfigError(f"expected 0 < --{name.replace('_', '-')} < inf, found {flat[name]}")
     if not 0 <= options.training.decay <= 1:
         raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
     if not options.network.hidden or min(options.network.hidden) < 1:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from deepclust_jax.types import Array, Network, Params
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the start under which the published autoencoder figures
-# were reached (DEC-keras); linen's own default has three times the variance.
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# A small start makes codes that cluster well: on MNIST the published variance of 1/3 (DEC-keras) is
+# ahead of 1 by points of accuracy. But with 1/3 the signal dies over eight layers, and narrow
+# networks or short runs never leave the mean of the data; 1/2 is the least that always did.
+KERNEL_INIT = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
 
 
 def _narrow(x: Array) -> Array:

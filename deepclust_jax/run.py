@@ -19,7 +19,7 @@ from deepclust_jax.types import Algorithm, Key, State
 METHODS = {"autoencoder": autoencoder, "dcn": dcn, "dkm": dkm}
 
 # Options that say where and how, not what: a run may go on with others.
-_FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
+FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 
@@ -199,7 +199,7 @@ def read_options(folder: Path) -> config.Options:
 
 def write_options(folder: Path, options: config.Options) -> None:
     """config.json, which `--config` reads again."""
-    values = {k: v for k, v in config.flatten(options).items() if k not in _FREE}
+    values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
     (folder / config.FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -207,7 +207,7 @@ def check_same(folder: Path, options: config.Options) -> None:
     """Raise ConfigError unless the run in the folder was started with these options."""
     before, now = (config.flatten(o) for o in (read_options(folder), options))
     for name in before:
-        if name not in _FREE and _plain(before[name]) != _plain(now[name]):
+        if name not in FREE and _plain(before[name]) != _plain(now[name]):
             flag = name.replace("_", "-")
             raise config.ConfigError(
                 f"--resume: the run in {folder} has --{flag} {before[name]}, found {now[name]}"

@@ -7,10 +7,10 @@ A run is a function of its key, the rows and their order: every draw is `fold_in
 counter that the state holds, so a run that stops and goes on equals one that never stopped.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,18 +110,18 @@ def init(key: Key, algorithm: Algorithm, x: Any, *, batch_size: int = 256) -> St
     """The state `fit` starts from: [] for one key, [S, ...] for keys [S]."""
     rows = np.arange(min(batch_size, x.shape[0]))
     example = Batch(_to_device(x[rows]), jnp.asarray(rows, jnp.int32), jnp.ones(len(rows)))
-
-    def one(key):
-        return algorithm.init(jax.random.fold_in(key, _INIT), example)
-
-    return jax.jit(one)(key) if key.ndim == 0 else jax.jit(_over_seeds(one))(key)
+    args = (key[None] if key.ndim == 0 else key, example)
+    states = _mapped(_init_one, algorithm, shared=1)(*args)
+    return states if key.ndim else jax.tree.map(lambda leaf: leaf[0], states)
 
 
 def refresh(key: Key, algorithm: Algorithm, state: State, x: Any, epoch: int = 0) -> State:
     """`algorithm.refresh` on all rows, for one state or, with keys [S], a population."""
-    one = partial(_refresh_one, algorithm)
-    call = one if key.ndim == 0 else _over_seeds(one, shared=2)
-    return jax.jit(call)(key, state, stream.sample(x), jnp.int32(epoch))
+    if key.ndim == 0:
+        key, state = key[None], jax.tree.map(lambda leaf: leaf[None], state)
+        return jax.tree.map(lambda leaf: leaf[0], refresh(key, algorithm, state, x, epoch))
+    args = (key, state, stream.sample(x), jnp.int32(epoch))
+    return _mapped(_refresh_one, algorithm, shared=2)(*args)
 
 
 def embed(
@@ -133,12 +133,7 @@ def embed(
     gets the same code whatever the rows beside it.
     """
 
-    def one(state, rows):
-        z = algorithm.embed(state, rows)
-        return z, algorithm.assign(state, z)
-
-    call = jax.jit(_over_seeds(one, shared=1))
-    parts = []
+    call, parts = _mapped(_embed_one, algorithm, shared=1), []
     for start in range(0, x.shape[0], block):
         rows = np.asarray(x[start : start + block], np.float32)
         padded = np.pad(rows, [(0, block - len(rows))] + [(0, 0)] * (rows.ndim - 1))
@@ -162,6 +157,30 @@ def _over_seeds(function: Callable, shared: int = 0) -> Callable:
     return mapped
 
 
+@functools.lru_cache(maxsize=64)
+def _jitted(function, static, shared, backend, donate=()) -> Callable:
+    """`function(*static, ...)` over seeds, jitted once for all calls of its kind."""
+    del backend  # part of the key: `_over_seeds` asks for it
+    return jax.jit(_over_seeds(functools.partial(function, *static), shared), donate_argnums=donate)
+
+
+def _mapped(function: Callable, *static, shared: int) -> Callable:
+    return _jitted(function, static, shared, jax.default_backend())
+
+
+def _compiled(function: Callable, static: tuple, args: tuple, *, shared: int = 0) -> Callable:
+    """The same, compiled ahead for these arguments and donating the second, the state."""
+    leaves, tree = jax.tree.flatten(args)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return _compile(function, static, shared, jax.default_backend(), tree, shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(function, static, shared, backend, tree, shapes) -> Callable:
+    args = tree.unflatten(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
+    return _jitted(function, static, shared, backend, donate=1).lower(*args).compile()
+
+
 def _order(key: Key, epoch: Array, n: int, batch_size: int) -> tuple[Array, Array]:
     """Rows of every step of an epoch, and their mask. -> [steps, b] int32, [steps, b]."""
     steps = -(-n // batch_size)
@@ -171,6 +190,19 @@ def _order(key: Key, epoch: Array, n: int, batch_size: int) -> tuple[Array, Arra
     index = jnp.pad(order, (0, padding)).reshape(steps, batch_size)
     mask = jnp.pad(jnp.ones(n), (0, padding)).reshape(steps, batch_size)
     return index, mask
+
+
+def _init_one(algorithm: Algorithm, key: Key, example: Batch) -> State:
+    return algorithm.init(jax.random.fold_in(key, _INIT), example)
+
+
+def _embed_one(algorithm: Algorithm, state: State, x: Array) -> tuple[Array, Array]:
+    z = algorithm.embed(state, x)
+    return z, algorithm.assign(state, z)
+
+
+def _order_one(n: int, batch_size: int, key: Key, epoch: Array) -> tuple[Array, Array]:
+    return _order(key, epoch, n, batch_size)
 
 
 def _step_one(algorithm: Algorithm, key: Key, state: State, batch: Batch):
@@ -197,13 +229,12 @@ def _epoch_one(
 
 def _resident(keys, algorithm, x, state, batch_size, refreshes):
     """Epoch and refresh as one compiled call each; rows and shuffling on the device."""
-    x, zero, start = _to_device(x), jnp.int32(0), time.perf_counter()
-    epoch_all = _over_seeds(partial(_epoch_one, algorithm, batch_size), shared=2)
-    run = jax.jit(epoch_all, donate_argnums=1).lower(keys, state, x, zero).compile()
+    x, start = _to_device(x), time.perf_counter()
+    args = (keys, state, x, jnp.int32(0))
+    run = _compiled(_epoch_one, (algorithm, batch_size), args, shared=2)
     run_refresh = None
     if refreshes:
-        refresh_all = _over_seeds(partial(_refresh_one, algorithm), shared=2)
-        run_refresh = jax.jit(refresh_all, donate_argnums=1).lower(keys, state, x, zero).compile()
+        run_refresh = _compiled(_refresh_one, (algorithm,), args, shared=2)
     return (
         lambda state, epoch: run(keys, state, x, jnp.int32(epoch)),
         lambda state, epoch: run_refresh(keys, state, x, jnp.int32(epoch)),
@@ -214,13 +245,13 @@ def _resident(keys, algorithm, x, state, batch_size, refreshes):
 def _streamed(keys, algorithm, x, state, batch_size, refreshes):
     """The same steps, fed by a host thread that gathers batches ahead of the device."""
     start = time.perf_counter()
-    n = x.shape[0]
-    order_all = jax.jit(_over_seeds(lambda key, epoch: _order(key, epoch, n, batch_size), shared=1))
-    step_all = jax.jit(_over_seeds(partial(_step_one, algorithm)), donate_argnums=1)
-    rows = jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32)
-    index = jax.ShapeDtypeStruct((len(keys), batch_size), jnp.int32)
-    mask = jax.ShapeDtypeStruct((len(keys), batch_size), jnp.float32)
-    run_step = step_all.lower(keys, state, Batch(rows, index, mask)).compile()
+    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=1)
+    batch = Batch(
+        jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32),
+        jax.ShapeDtypeStruct((len(keys), batch_size), jnp.int32),
+        jax.ShapeDtypeStruct((len(keys), batch_size), jnp.float32),
+    )
+    run_step = _compiled(_step_one, (algorithm,), (keys, state, batch))
     sample = stream.sample(x) if refreshes else None
     seconds = time.perf_counter() - start
 
@@ -238,7 +269,7 @@ def _streamed(keys, algorithm, x, state, batch_size, refreshes):
         }
         return state, means
 
-    run_refresh = partial(refresh, keys, algorithm)
+    run_refresh = functools.partial(refresh, keys, algorithm)
     return run_epoch, lambda state, epoch: run_refresh(state, sample, epoch), seconds
 
 

@@ -60,6 +60,8 @@ def cluster(options: Options) -> int:
 
     outputs = [path for path in (options.labels_out, options.embeddings_out) if path is not None]
     for path in outputs:
+        if path.suffix != ".npy":
+            raise config.ConfigError(f"expected a file ending in .npy, found {path}; rename it")
         if path.exists() and not options.overwrite:
             raise config.ConfigError(f"{path} is there already; add --overwrite or choose another")
         if not path.absolute().parent.is_dir():

@@ -146,7 +146,7 @@ def cells() -> Iterator[tuple[str, str, list[Path]]]:
 
 
 def quality_table() -> str:
-    """The table in Markdown: mean ± std over seeds, the label-free choice, the oracle, published."""
+    """The table in Markdown: mean ± std, the choice without labels, the oracle, published."""
     import numpy as np
 
     from deepclust_jax.report import scores

@@ -49,7 +49,7 @@ def train_and_report(options: config.Options) -> int:
     )
     options = with_clusters(options, dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
-    folder = prepare_folder(options)
+    folder = prepare_folder(options, dataset.checksum)
     done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
     resume = done if options.run.resume else None
     with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:
@@ -76,6 +76,15 @@ def with_clusters(options: config.Options, dataset) -> config.Options:
     return dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=k))
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was written there; other projects have a config.json as well."""
+    try:
+        names = config.read(folder / config.FILE)
+    except config.ConfigError:
+        return False
+    return {field.name for field in dataclasses.fields(config.Data)} <= set(names)
+
+
 def check_folder(options: config.Options) -> None:
     """Raise ConfigError if --out cannot take this run; nothing is written or removed."""
     out = options.run.out
@@ -83,11 +92,11 @@ def check_folder(options: config.Options) -> None:
         raise config.ConfigError(
             f"expected a folder as --out, found the file {out}; choose another"
         )
-    is_run = (out / config.FILE).is_file()
-    if options.run.resume and not is_run:
+    known = is_run(out)
+    if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
     if out.is_dir() and any(out.iterdir()):
-        if not is_run:
+        if not known:
             raise config.ConfigError(f"--out {out} holds other files; choose an empty folder")
         if not (options.run.resume or options.run.overwrite):
             raise config.ConfigError(
@@ -101,20 +110,26 @@ def check_folder(options: config.Options) -> None:
         raise config.ConfigError(f"expected 64 MiB free for --out {out}, found {free // 2**20} MiB")
 
 
-def prepare_folder(options: config.Options) -> Path:
+def prepare_folder(options: config.Options, checksum: str) -> Path:
     """Make the run directory, or check that the one there is the run to go on with."""
     from deepclust_jax import run
 
     out = options.run.out
     if options.run.resume:
         run.check_same(out, options)
-    elif options.run.overwrite and out.exists():
-        shutil.rmtree(out)
+        if (out / "data.sha256").read_text() != checksum:
+            raise config.ConfigError(
+                f"--resume: the rows of {options.data.data} are not those the run in {out} began "
+                "with; use --overwrite or another --out"
+            )
     try:
+        if options.run.overwrite and out.exists():
+            shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
-        run.write_options(out, options)
+        (out / "data.sha256").write_text(checksum)
+        run.write_options(out, options)  # last: it makes the folder a run
     except OSError as error:
-        raise config.ConfigError(f"cannot write --out {out}: {error.strerror}") from None
+        raise config.ConfigError(f"cannot write --out {out}: {error.strerror or error}") from None
     return out
 
 

@@ -2,11 +2,12 @@
 
     minimise  sum_i |x_i - g(f(x_i))|^2 / sum_i |x_i - mean|^2,   then k-means on z_i = f(x_i)
 
-Network, start and optimiser are those of the autoencoder whose ten-seed figures are published with
+Network and optimiser are those of the autoencoder whose ten-seed figures are published with
 DEC-keras: 500-500-2000-d with ReLU and a linear code, SGD with a high learning rate and momentum
-0.9, whose noise is what makes the code cluster well. Deviation: the squared error is a share of the
-variance of the batch and not a mean over features, so that one learning rate serves data of any
-scale; their rate of 1 is 0.067 here on MNIST, whose pixels have a mean variance of 0.067.
+0.9, whose noise is what makes the code cluster well. Deviations: the squared error is a share of
+the variance of the batch and not a mean over features, so that one learning rate serves data of
+any scale (their rate of 1 is 0.067 here on MNIST, whose pixels have a mean variance of 0.067);
+gradients are clipped; and the weights start half as large again in variance (networks.py).
 `refresh` is the k-means; call it once, after training (`train.fit(..., refresh_every=0)`).
 """
 

@@ -37,7 +37,7 @@ def write(
     preprocessing.save(dataset.preprocessing, folder)
     _write_figures(folder, dataset, z, found, centroids, labels)
     report |= {
-        "options": {k: v for k, v in config.flatten(options).items() if k != "out"},
+        "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
         "data": {
             "name": dataset.name,
             "kind": dataset.kind,

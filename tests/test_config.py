@@ -1,0 +1,332 @@
+"""Options: command line, files, ranges, and what a run makes of them before it trains."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deepclust_jax import config, run
+from deepclust_jax.report import logs, run_directory
+
+ROOT = Path(__file__).parent.parent
+GROUPS = (config.Data, config.Method, config.Network, config.Training, config.Run)
+NAMES = [field.name for group in GROUPS for field in dataclasses.fields(group)]
+
+
+def parsed(line: str) -> config.Options:
+    return config.parse(line.split())
+
+
+def resolved(*args: str, k: int = 3) -> config.Options:
+    return config.resolve(config.parse(["--n-clusters", str(k), *args]))
+
+
+def refusal(*args: str) -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        resolved(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def complaint(*args: str) -> str:
+    """What the command line prints where it exits with 2."""
+    printed = io.StringIO()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(printed):
+        config.parse(list(args))
+    assert caught.value.code == 2
+    return printed.getvalue()
+
+
+# --- command line
+
+
+def test_names_are_unique_over_the_groups():
+    assert len(set(NAMES)) == len(NAMES) > 20
+    assert list(config.flatten(config.Options())) == NAMES
+
+
+def test_defaults_and_types_of_the_command_line():
+    assert config.parse([]) == config.Options()
+    options = parsed("--hidden 16 8 --decay 0.5 --out a/b --resume --labels y")
+    assert options.network.hidden == (16, 8)
+    assert options.training.decay == 0.5
+    assert options.run.out == Path("a/b") and options.run.resume
+    assert config.flatten(options)["out"] == str(Path("a/b"))
+    json.dumps(config.flatten(options))
+
+
+def test_unknown_option_suggests_the_nearest():
+    assert "--pretrain-epochs" in complaint("--pretrain-epoch", "3")
+    assert "dkm" in complaint("--method", "dmk")  # the choices are listed
+
+
+@pytest.mark.parametrize("script", ["train_deep_kmeans", "cluster"])
+def test_help_needs_no_jax_and_mentions_every_option(script):
+    code = f"""
+import runpy, sys
+sys.argv = ["{script}.py", "--help"]
+try:
+    runpy.run_path("scripts/{script}.py", run_name="__main__")
+except SystemExit as done:
+    heavy = {{"jax", "numpy", "sklearn", "matplotlib"}} & set(sys.modules)
+    sys.exit(done.code or sorted(heavy) or None)
+"""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    names = NAMES if script == "train_deep_kmeans" else ["labels_out", "embeddings_out", "limit"]
+    for name in names:
+        assert re.search(rf"--{name.replace('_', '-')}\s", done.stdout), name
+
+
+# --- files
+
+
+def test_toml_and_json_say_the_same(tmp_path):
+    toml, js = tmp_path / "o.toml", tmp_path / "o.json"
+    toml.write_text('method = "dkm"\nhidden = [16, 8]\nlearning_rate = 1e-05\noverwrite = true\n')
+    values = {"method": "dkm", "hidden": [16, 8], "learning_rate": 1e-5, "overwrite": True}
+    js.write_text(json.dumps(values | {"resume": False, "alpha": None}))
+    expected = parsed("--method dkm --hidden 16 8 --learning-rate 1e-05 --overwrite")
+    for file in (toml, js):
+        options = config.parse(["--config", str(file)])
+        assert options.run.config == file
+        run_group = dataclasses.replace(options.run, config=None)
+        assert dataclasses.replace(options, run=run_group) == expected
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    file = tmp_path / "o.json"
+    file.write_text(json.dumps({"epochs": 3, "hidden": [16, 8, 4], "seeds": 2, "weight": 0.5}))
+    for args in (["--config", str(file)], [f"--config={file}"]):
+        changed = config.parse([*args, "--epochs", "7", "--hidden", "5", "--weight", "None"])
+        assert changed.training.epochs == 7
+        assert changed.network.hidden == (5,)
+        assert changed.method.weight is None
+        assert changed.run.seeds == 2  # from the file
+
+
+def test_unknown_name_in_a_file_names_the_nearest(tmp_path):
+    file = tmp_path / "o.toml"
+    file.write_text("pretrain_epoch = 3\n")
+    message = refusal("--config", str(file))
+    assert "'pretrain_epoch'" in message and "'pretrain_epochs'" in message and str(file) in message
+    file.write_text("zzzzzz = 3\n")
+    assert "did you mean" not in refusal("--config", str(file))
+
+
+@pytest.mark.parametrize("name, text", [("o.json", "{"), ("o.json", "[1]"), ("o.toml", "a = ")])
+def test_a_file_that_cannot_be_parsed_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert str(tmp_path / name) in refusal("--config", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("make", [lambda p: None, Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, make):
+    make(tmp_path / "o.toml")
+    assert "cannot read --config" in refusal("--config", str(tmp_path / "o.toml"))
+
+
+def test_a_wrong_value_in_a_file_is_refused_like_one_on_the_command_line(tmp_path):
+    file = tmp_path / "o.json"
+    file.write_text('{"seeds": "many"}')
+    assert "--seeds" in complaint("--config", str(file))
+
+
+@pytest.mark.parametrize("method", run.METHODS)
+def test_what_a_run_writes_reads_back_as_the_same_options(tmp_path, method):
+    args = ["--method", method, "--hidden", "16", "8", "--seed", "3", "--out", str(tmp_path)]
+    options = resolved(*args)
+    run.write_options(tmp_path, options)
+    assert run.read_options(tmp_path) == dataclasses.replace(
+        options, run=dataclasses.replace(options.run, config=tmp_path / config.FILE)
+    )
+    written = json.loads((tmp_path / config.FILE).read_text())
+    assert not {"out", "resume", "overwrite", "config", "compilation_cache"} & set(written)
+
+
+# --- defaults and ranges
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("method", run.METHODS)
+def test_resolve_fills_in_what_the_profile_knows_and_nothing_else(method, profile):
+    options = config.flatten(resolved("--method", method, "--profile", profile))
+    known = config.PROFILES[profile][method]
+    assert known["epochs"] > 0
+    for name in ("pretrain_epochs", "pretrain_learning_rate", "weight", "alpha", *known):
+        assert options[name] == known.get(name)
+
+
+def test_given_options_win_over_the_profile_even_where_they_are_zero():
+    options = resolved("--weight", "0", "--pretrain-epochs", "0", "--decay", "0", "--epochs", "0")
+    assert options.method.weight == 0
+    training = options.training
+    assert (training.pretrain_epochs, training.decay, training.epochs) == (0, 0, 0)
+
+
+def test_the_run_directory_is_named_after_data_and_method():
+    assert resolved("--method", "dkm").run.out == Path("runs/digits-dkm")
+    assert resolved("--data", "some/rows.npy").run.out == Path("runs/rows-dcn")
+    assert resolved("--out", "x").run.out == Path("x")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "--n-clusters 0",
+        "--limit 0",
+        "--embed-dim 0",
+        "--batch-size 0",
+        "--seeds 0",
+        "--epochs -1",
+        "--pretrain-epochs -1",
+        "--seed -1",
+        "--weight -0.5",
+        "--weight nan",
+        "--weight inf",
+        "--method dkm --alpha -1",
+        "--learning-rate 0",
+        "--learning-rate nan",
+        "--pretrain-learning-rate inf",
+        "--decay 1.5",
+        "--decay nan",
+        "--hidden 16 0",
+        "--hidden",
+    ],
+)
+def test_options_out_of_range_are_named_with_what_was_found(args):
+    *_, flag, value = args.split() if args != "--hidden" else ("--hidden", "()")
+    message = refusal(*args.split())
+    assert flag in message and value.lstrip("-") in message
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "--method autoencoder --weight 1",
+        "--method autoencoder --pretrain-epochs 5",
+        "--method autoencoder --pretrain-learning-rate 0.1",
+        "--method autoencoder --alpha 0",
+        "--method dcn --alpha 1",
+    ],
+)
+def test_an_option_that_the_method_does_not_have_is_refused(args):
+    _, method, flag, _ = args.split()
+    message = refusal(*args.split())
+    assert flag in message and f"--method {method}" in message
+
+
+def test_resume_and_overwrite_exclude_each_other():
+    assert "--resume" in refusal("--resume", "--overwrite")
+
+
+# --- what a run makes of them
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        ("--method autoencoder --epochs 4", [("train", 0, 4, 0, True)]),
+        ("--method dcn --pretrain-epochs 0 --epochs 4", [("train", 1, 4, 1, False)]),
+        (
+            "--method dkm --pretrain-epochs 2 --epochs 4",
+            [("pretrain", 0, 2, 0, True), ("train", 1, 4, 1, False)],
+        ),
+    ],
+)
+def test_phases(args, expected):
+    found = run.phases(resolved(*args.split(), "--hidden", "4"), (20, 5))
+    assert [phase._replace(algorithm=None) for phase in found] == [
+        run.Phase(name, stream, None, *rest) for name, stream, *rest in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ("--augment affine", "--augment affine needs images"),
+        ("--network conv", "--network conv needs images"),
+        ("--network conv --precision bfloat16", "--network mlp"),
+    ],
+)
+def test_options_that_do_not_fit_the_rows_are_refused(args, words):
+    shape = (20, 8, 8, 1) if "bfloat16" in args else (20, 5)
+    with pytest.raises(config.ConfigError, match=words):
+        run.phases(resolved(*args.split()), shape)
+
+
+def test_learning_rate_falls_in_a_line_over_the_last_share():
+    rates = [float(run._falling(0.4, 10, 0.4)(step)) for step in range(11)]
+    np.testing.assert_allclose(rates, [0.4] * 7 + [0.3, 0.2, 0.1, 0.0], atol=1e-7)
+    assert [float(run._falling(0.4, 10, 0.0)(step)) for step in (0, 9)] == [0.4, 0.4]
+    assert float(run._falling(0.4, 0, 1.0)(0)) == 0.4  # no epochs
+
+
+def test_the_key_of_a_seed_does_not_depend_on_the_others():
+    def bits(*args, seeds=None):
+        return np.asarray(jax.random.key_data(run.seed_keys(resolved(*args), seeds)))
+
+    many = bits("--seeds", "5")
+    assert len(np.unique(many, axis=0)) == 5
+    np.testing.assert_array_equal(bits("--seeds", "2"), many[:2])
+    np.testing.assert_array_equal(bits("--seeds", "5", seeds=[3, 1]), many[[3, 1]])
+    assert (bits("--seeds", "5", "--seed", "1") != many).any()
+
+
+def test_another_run_in_the_folder_is_told_by_the_option_that_differs(tmp_path):
+    run.write_options(tmp_path, resolved("--epochs", "4"))
+    run.check_same(tmp_path, resolved("--epochs", "4", "--resume", "--out", "elsewhere"))
+    with pytest.raises(config.ConfigError, match="has --epochs 4, found 5"):
+        run.check_same(tmp_path, resolved("--epochs", "5"))
+    with pytest.raises(config.ConfigError, match="--hidden"):
+        run.check_same(tmp_path, resolved("--epochs", "4", "--hidden", "8"))
+
+
+def test_reading_a_folder_without_a_run_names_it(tmp_path):
+    with pytest.raises(config.ConfigError, match=re.escape(str(tmp_path))):
+        run.read_options(tmp_path)
+    run.write_options(tmp_path, resolved())
+    with pytest.raises(config.ConfigError, match="not finished; --resume"):
+        run.restore(tmp_path)
+
+
+# --- what the run directory holds
+
+
+def test_cluster_means_and_the_mean_of_all_for_an_empty_cluster():
+    z = np.array([[0, 0], [2, 4], [6, 2]], np.float32)
+    means = run_directory.cluster_means(z, np.array([1, 1, 2]), 4)
+    expected = np.array([[8 / 3, 2], [1, 2], [6, 2], [8 / 3, 2]], np.float32)
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
+    assert means.dtype == np.float32
+
+
+def test_final_losses_are_those_of_the_last_epoch_of_the_last_phase(tmp_path):
+    with logs.open_log(tmp_path) as log:
+        np.testing.assert_array_equal(run_directory.final_losses(tmp_path, 2), [0, 0])
+        log.epoch("pretrain", 0, {"loss": np.array([9.0, 8.0])})
+        log.epoch("pretrain", 1, {"loss": np.array([7.0, 6.0])})
+        np.testing.assert_array_equal(run_directory.final_losses(tmp_path, 2), [7, 6])
+        log.epoch("train", 0, {"loss": np.array([5.0, 4.0])})
+    np.testing.assert_array_equal(run_directory.final_losses(tmp_path, 2), [5, 4])
+
+
+def test_peak_memory_is_in_bytes():
+    assert 2**24 < run_directory.peak_memory() < 2**40

@@ -1,0 +1,559 @@
+"""The scripts from end to end on tiny runs: what they write, repeat, resume and refuse."""
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from deepclust_jax import checkpoint, config, data, metrics, run
+from deepclust_jax.data import arrays
+from deepclust_jax.report import logs, tables
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--hidden 16 8 --embed-dim 3 --seeds 3 --pretrain-epochs 2 --epochs 2 --limit 200"
+TINY = SMALL.split()
+AUTOENCODER = ["--method", "autoencoder", *TINY[:7], "--epochs", "2"]  # has no pretraining
+RESULTS = ("labels.npy", "labels_all.npy", "embeddings.npy", "centroids.npy")
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # tyro looks up annotations there
+    spec.loader.exec_module(module)
+    return module
+
+
+TRAIN, CLUSTER = script("train_deep_kmeans"), script("cluster")
+
+
+class Called(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(module, *args) -> Called:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = module.main([str(arg) for arg in args])
+    return Called(code, out.getvalue(), err.getvalue())
+
+
+def done(module, *args) -> str:
+    """Standard output of a call that must go well, without a word on standard error."""
+    called = call(module, *args)
+    assert (called.code, called.err) == (0, "")
+    return called.out
+
+
+def refused(module, *args) -> str:
+    """The one line on standard error of a call that must be refused."""
+    called = call(module, *args)
+    assert called.code == 2
+    assert called.err.startswith("error: ") and called.err.count("\n") == 1, called.err
+    return called.err
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs of an earlier test are read from a cache: most of the time here is compilation."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], str(tmp_path_factory.mktemp("xla")))
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()  # it remembers that there was none
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+class Run(NamedTuple):
+    folder: Path
+    out: str
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, compiled_once) -> Run:
+    """A finished run of dcn on 200 digits; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    return Run(folder, done(TRAIN, *TINY, "--out", folder))
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [200, 8, 8] and labels [200] of the base run, in its order."""
+    dataset, labels = data.load("digits", limit=200)
+    return dataset.raw[..., 0], labels
+
+
+# --- the run directory
+
+
+def test_arrays_of_the_run_kept(base):
+    labels, labels_all, z, centroids = (
+        np.load(base.folder / name, allow_pickle=False) for name in RESULTS
+    )
+    chosen = report_of(base.folder)["chosen"]["run"]
+    assert labels.shape == (200,) and labels_all.shape == (3, 200)
+    assert z.shape == (200, 3) and z.dtype == np.float32 and centroids.shape == (10, 3)
+    np.testing.assert_array_equal(labels, labels_all[chosen])
+    assert set(np.unique(labels_all)) <= set(range(10))
+    assert (labels_all[0] != labels_all[1]).any()  # seeds are runs of their own
+    for k in np.unique(labels):
+        np.testing.assert_allclose(centroids[k], z[labels == k].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_every_seed_agree_with_the_arrays(base, digits):
+    report = report_of(base.folder)
+    labels_all = np.load(base.folder / "labels_all.npy")
+    for s, labels in enumerate(labels_all):
+        for name, value in metrics.external_scores(digits[1], labels).items():
+            assert report["external"][name]["values"][s] == pytest.approx(float(value))
+    chosen = report["chosen"]["run"]
+    z = np.load(base.folder / "embeddings.npy")
+    for name, value in metrics.internal_scores(z, labels_all[chosen]).items():
+        assert report["internal"][name]["values"][chosen] == pytest.approx(float(value), rel=1e-5)
+    assert report["agreement"]["mean"] == pytest.approx(metrics.stability(labels_all)[0])
+    assert report["cluster_sizes"] == np.bincount(labels_all[chosen]).tolist()
+    loss = logs.read_metrics(base.folder)["train"]["loss"]
+    assert report["objective"]["values"] == pytest.approx(loss[-1].tolist())
+    assert report["oracle"] == int(np.argmax(report["external"]["accuracy"]["values"]))
+
+
+def test_report_says_how_and_on_what_it_was_computed(base, digits):
+    report = report_of(base.folder)
+    for name in ("seconds", "compile_seconds"):
+        assert set(report[name]) == {"pretrain", "train"}
+        assert all(value > 0 for value in report[name].values())
+    environment = report["environment"]
+    assert environment["versions"]["jax"] == jax.__version__
+    assert environment["device"]["kind"] == jax.devices()[0].device_kind
+    assert {"commit", "dirty"} <= set(environment)
+    assert report["data"] == {
+        "name": "digits",
+        "kind": "image",
+        "shape": [200, 8, 8, 1],
+        "checksum": arrays.checksum(digits[0][..., None]),
+        "labelled": True,
+    }
+    assert report["options"]["n_clusters"] == 10 and report["options"]["weight"] == 2.0
+    assert report["peak_memory_bytes"] > 2**20
+
+
+def test_checkpoints_logs_and_figures(base):
+    assert checkpoint.latest(base.folder / "checkpoint" / "train") == 2  # steps: one per epoch
+    assert checkpoint.latest(base.folder / "checkpoint" / "pretrain") == 2
+    logged = logs.read_metrics(base.folder)
+    assert logged["pretrain"]["loss"].shape == logged["train"]["loss"].shape == (2, 3)
+    events = list((base.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert any(b"train/loss" in event.read_bytes() for event in events)
+    for name in ("embedding_map", "cluster_sizes", "confusion", "samples", "training"):
+        assert (base.folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_table_is_all_that_is_printed_where_there_is_no_terminal(base):
+    first, *table, last = base.out.splitlines()
+    assert first.startswith("digits: dcn, 3 seeds (jax ")
+    assert "\n".join(table) == tables.score_table(report_of(base.folder))
+    assert last == f"Run directory: {base.folder}"
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown = {}
+    for kind in (Terminal, io.StringIO):
+        monkeypatch.setattr(sys, "stdout", kind())
+        with TRAIN.progress() as report_epoch:
+            report_epoch("pretrain", 1, 4, {"loss": np.array([1.0, 2.0])})
+        shown[kind] = sys.stdout.getvalue()
+    assert "pretrain" in shown[Terminal] and "1.5" in shown[Terminal]
+    assert shown[io.StringIO] == ""
+
+
+# --- again, and over another run
+
+
+def test_its_config_repeats_a_run_bit_for_bit_and_overwrite_replaces_one(base, tmp_path):
+    out = tmp_path / "again"
+    out.mkdir()
+    shutil.copy(base.folder / "config.json", out)
+    (out / "stale.npy").write_text("of the run that was here")
+    done(TRAIN, "--config", base.folder / "config.json", "--out", out, "--overwrite")
+    assert results(out) == results(base.folder)
+    assert (out / "config.json").read_text() == (base.folder / "config.json").read_text()
+    assert not (out / "stale.npy").exists()
+
+
+def test_another_run_is_left_alone_without_resume_or_overwrite(base):
+    before = contents(base.folder)
+    message = refused(TRAIN, *TINY, "--out", base.folder)
+    assert "--resume" in message and "--overwrite" in message
+    assert contents(base.folder) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"]])
+@pytest.mark.parametrize("name, text", [("a.txt", "mine"), ("config.json", '{"data": "mine"}')])
+def test_a_folder_with_other_files_is_left_alone(tmp_path, more, name, text):
+    (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    assert str(tmp_path) in refused(TRAIN, *TINY, "--out", tmp_path, *more)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    for out in (tmp_path / "a", tmp_path / "a" / "run"):
+        assert "--out" in refused(TRAIN, *TINY, "--out", out, "--overwrite")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_overwrite_does_not_follow_a_link(base, tmp_path):
+    (tmp_path / "link").symlink_to(base.folder)
+    assert "link" in refused(TRAIN, *TINY, "--out", tmp_path / "link", "--overwrite")
+    assert (base.folder / "report.json").exists()
+
+
+# --- resume
+
+
+def interrupt(monkeypatch, phase: str, epoch: int) -> None:
+    """Save after every epoch and stop when `epoch` is logged but not saved."""
+
+    @contextlib.contextmanager
+    def progress():
+        def report_epoch(*now):
+            if now[:2] == (phase, epoch):
+                raise KeyboardInterrupt
+
+        yield report_epoch
+
+    monkeypatch.setattr(run, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(TRAIN, "progress", progress)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_an_interrupted_run_goes_on_to_the_same_result(base, tmp_path, monkeypatch, phase):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, phase, 2)
+        stopped = call(TRAIN, *TINY, "--out", out)
+    assert stopped.code == 130 and "--resume" in stopped.err
+    assert checkpoint.latest(out / "checkpoint" / phase) == 1
+    assert len(logs.read_metrics(out)[phase]["loss"]) == 2  # one more than was saved
+    assert "not finished" in refused(CLUSTER, out, "digits", "--labels-out", tmp_path / "l.npy")
+
+    done(TRAIN, *TINY, "--out", out, "--resume")
+    assert results(out) == results(base.folder)
+    assert report_of(out)["external"] == report_of(base.folder)["external"]
+    with (out / "metrics.csv").open(newline="") as file:
+        lines = [tuple(row[:4]) for row in csv.reader(file)]
+    assert len(set(lines)) == len(lines)
+    assert (out / "metrics.csv").read_text() == (base.folder / "metrics.csv").read_text()
+
+
+def test_resume_with_other_options_names_the_difference(base):
+    before = contents(base.folder)
+    message = refused(TRAIN, *TINY, "--out", base.folder, "--resume", "--weight", "0.5")
+    assert "--weight 2.0" in message and "0.5" in message
+    assert contents(base.folder) == before
+
+
+def test_resume_with_other_rows_is_refused(base, tmp_path):
+    shutil.copytree(base.folder, tmp_path / "run")
+    (tmp_path / "run" / "data.sha256").write_text("of other rows")
+    message = refused(TRAIN, *TINY, "--out", tmp_path / "run", "--resume")
+    assert "are not those the run" in message
+
+
+def test_resume_without_a_run_is_refused(tmp_path):
+    assert "no run" in refused(TRAIN, *TINY, "--out", tmp_path / "none", "--resume")
+    assert not (tmp_path / "none").exists()
+
+
+# --- bad data
+
+
+def save(name: str, value, **kwargs):
+    def make(folder: Path) -> Path:
+        np.save(folder / name, value, **kwargs)
+        return folder / name
+
+    return make
+
+
+def write(name: str, text: str):
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    return make
+
+
+def truncated(folder: Path) -> Path:
+    np.savez(folder / "a.npz", x=np.arange(400.0).reshape(100, 4))
+    content = (folder / "a.npz").read_bytes()
+    (folder / "a.npz").write_bytes(content[: len(content) // 2])
+    return folder / "a.npz"
+
+
+def with_value(value: float) -> np.ndarray:
+    x = np.arange(40.0).reshape(10, 4)
+    x[7, 2] = value
+    return x
+
+
+ROWS = np.random.default_rng(0).normal(size=(10, 4))
+RAGGED = np.array([np.zeros(2), np.zeros(3)], dtype=object)
+BAD = {
+    "missing file": (lambda folder: folder / "none.npy", "none.npy"),
+    "truncated": (truncated, "damaged or cut short"),
+    "pickled": (save("a.npy", np.array([{"a": 1}] * 9), allow_pickle=True), "pickle"),
+    "ragged npy": (save("a.npy", RAGGED, allow_pickle=True), "ragged"),
+    "ragged csv": (write("a.csv", "1,2\n3,4\n5\n6,7\n"), "has 1 cells, expected 2"),
+    "nan": (save("a.npy", with_value(np.nan)), "1 NaN and 0 infinite values"),
+    "inf": (save("a.npy", with_value(np.inf)), "row 7, column 2"),
+    "too few rows": (save("a.npy", ROWS[:2]), "--n-clusters <= 2"),
+    "equal rows": (save("a.npy", np.ones((10, 4))), "all 10 rows are equal"),
+    "no rows": (save("a.npy", np.zeros((0, 4))), "at least one row"),
+    "empty file": (write("a.csv", ""), "0 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_are_refused_before_anything_is_written(tmp_path, case):
+    make, words = BAD[case]
+    out = tmp_path / "out"
+    message = refused(TRAIN, *TINY, "--n-clusters", "3", "--data", make(tmp_path), "--out", out)
+    assert words in message
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--n-clusters", "3", "--labels", "y.npy"], "9 labels, but rows.npy has 10 rows"),
+        (["--n-clusters", "3", "--labels", "none.npy"], "none.npy"),
+        (["--n-clusters", "1"], "2 <= --n-clusters"),
+        ([], "--n-clusters is needed"),
+        (["--n-clusters", "3", "--augment", "affine"], "--augment affine needs images"),
+        (["--n-clusters", "3", "--network", "conv"], "--network conv needs images"),
+        (["--n-clusters", "3", "--kind", "text"], "expected text data"),
+        (["--data", "digit"], "did you mean digits"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--config", "none.toml"], "none.toml"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, monkeypatch, args, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("rows.npy", ROWS)
+    np.save("y.npy", np.zeros(9, int))
+    assert words in refused(TRAIN, *TINY, "--data", "rows.npy", "--out", "out", *args)
+    assert not Path("out").exists()
+
+
+def test_no_space_is_found_before_training(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "found 1 MiB" in refused(TRAIN, *TINY, "--out", tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_place_is_found_before_training(tmp_path):
+    tmp_path.chmod(0o500)
+    assert "no permission" in refused(TRAIN, *TINY, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- own files
+
+
+def test_own_table_with_and_without_a_label_column(tmp_path):
+    x = np.concatenate([ROWS, ROWS + 9, ROWS - 9])
+    y = np.repeat(["b", "a", "c"], 10)
+    cells = [[*map(repr, row.tolist()), label] for row, label in zip(x, y, strict=True)]
+    lines = [",".join(row) for row in [["f0", "f1", "f2", "f3", "group"], *cells]]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    np.save(tmp_path / "t.npy", x)
+    common = [*AUTOENCODER, "--n-clusters", "3"]
+    named = ["--data", tmp_path / "t.csv", "--labels", "group", "--out", tmp_path / "named"]
+    assert "accuracy [%]" in done(TRAIN, *common, *named)
+    bare = ["--data", tmp_path / "t.npy", "--out", tmp_path / "bare"]
+    table = done(TRAIN, *common, *bare)
+    assert "accuracy" not in table and "oracle" not in table and "silhouette" in table
+
+    with_labels, without = report_of(tmp_path / "named"), report_of(tmp_path / "bare")
+    assert with_labels["data"]["labelled"] and not without["data"]["labelled"]
+    assert without["external"] == {} and without["oracle"] is None
+    assert without["internal"] == with_labels["internal"]
+    assert results(tmp_path / "bare") == results(tmp_path / "named")
+    assert not (tmp_path / "bare" / "confusion.png").exists()
+    found = np.load(tmp_path / "named" / "labels_all.npy")[0]
+    expected = float(metrics.external_scores(np.unique(y, return_inverse=True)[1], found)["ari"])
+    assert with_labels["external"]["ari"]["values"][0] == pytest.approx(expected)
+
+
+def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
+    pictures, labels = digits
+    permuted = np.random.default_rng(1).permutation(labels)
+    np.save(tmp_path / "x.npy", pictures)
+    np.save(tmp_path / "y.npy", permuted)
+    files = ["--data", tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--kind", "image"]
+    out = tmp_path / "out"
+    done(TRAIN, *TINY, *files, "--n-clusters", "10", "--limit", "None", "--out", out)
+    assert results(out) == results(base.folder)  # the same rows with their own labels
+    before, after = report_of(base.folder), report_of(out)
+    for name in ("chosen", "internal", "objective", "agreement", "cluster_sizes"):
+        assert after[name] == before[name]
+    found = np.load(out / "labels_all.npy")
+    scores = [float(metrics.external_scores(permuted, row)["nmi"]) for row in found]
+    assert after["external"]["nmi"]["values"] == pytest.approx(scores)
+    assert after["external"] != before["external"]
+
+
+# --- every method and network
+
+
+@pytest.mark.parametrize(
+    "args, phases, shape",
+    [
+        (["--method", "dkm"], {"pretrain", "train"}, (3, 200)),
+        (["--method", "dkm", "--pretrain-epochs", "0"], {"train"}, (3, 200)),
+        (["--network", "conv"], {"train"}, (1, 50)),
+    ],
+)
+def test_methods_and_networks_run(tmp_path, args, phases, shape):
+    out = tmp_path / "out"
+    few = [*AUTOENCODER, "--seeds", "1", "--epochs", "1", "--limit", "50"]  # conv compiles slowly
+    done(TRAIN, *(TINY if "dkm" in args else few), *args, "--out", out)
+    assert set(report_of(out)["seconds"]) == phases
+    assert np.load(out / "labels_all.npy").shape == shape
+    z = np.load(out / "embeddings.npy")
+    assert z.shape == (shape[1], 3) and np.isfinite(z).all()
+
+
+def test_autoencoder_is_the_warm_start_of_the_others_and_resumes_when_finished(base, tmp_path):
+    args = [*AUTOENCODER, "--limit", "200", "--out", tmp_path / "out"]
+    done(TRAIN, *args)
+    found = results(tmp_path / "out")
+    alone = logs.read_metrics(tmp_path / "out")["train"]["loss"]
+    np.testing.assert_array_equal(alone, logs.read_metrics(base.folder)["pretrain"]["loss"])
+    done(TRAIN, *args, "--resume")
+    assert results(tmp_path / "out") == found  # its k-means is not refined a second time
+
+
+def test_compilation_cache_lies_in_the_home_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for choice in ("off", "on"):
+            options = config.parse(["--compilation-cache", choice])
+            with contextlib.redirect_stdout(io.StringIO()):
+                TRAIN.start_jax(options)
+            inside = Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path)
+            assert inside == (choice == "on")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+# --- cluster.py
+
+
+def test_a_fresh_process_gives_the_rows_of_the_run_their_labels(base, tmp_path):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, ROOT / "scripts" / "cluster.py", base.folder, "digits"]
+    outputs = ["--labels-out", "labels.npy", "--embeddings-out", "z.npy"]
+    found = subprocess.run(
+        [*command, "--limit", "200", *outputs],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    labels = np.load(base.folder / "labels.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), labels)
+    assert (tmp_path / "z.npy").read_bytes() == (base.folder / "embeddings.npy").read_bytes()
+    sizes = " ".join(map(str, np.bincount(labels, minlength=10)))
+    assert f"200 rows, cluster sizes: {sizes}\n" in found.stdout
+
+
+def test_a_row_gets_the_same_label_in_any_order_and_company(base, digits, tmp_path):
+    labels = np.load(base.folder / "labels.npy")
+    orders = (np.arange(200)[::-1], np.array([7, 190, 31]), np.array([5]))
+    for order in orders:
+        np.save(tmp_path / "rows.npy", digits[0][order])
+        done(
+            CLUSTER,
+            *(base.folder, tmp_path / "rows.npy", "--labels-out", tmp_path / "labels.npy"),
+            "--overwrite",
+        )
+        np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), labels[order])
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (save("a.npy", np.zeros((5, 7, 7), np.uint8)), "(8, 8, 1)"),
+        (save("a.npy", np.zeros((5, 8, 8), np.float32)), "uint8"),
+        (save("a.npy", np.zeros((5, 64), np.uint8)), "expected"),
+        (write("a.txt", "one document\nanother\n"), "expected image data, found text"),
+        (lambda folder: folder / "none.npy", "no file or folder"),
+    ],
+)
+def test_rows_of_another_shape_or_kind_are_refused(base, tmp_path, make, words):
+    out = tmp_path / "labels.npy"
+    assert words in refused(CLUSTER, base.folder, make(tmp_path), "--labels-out", out)
+    assert not out.exists()
+
+
+def test_outputs_are_not_replaced_unless_asked_and_must_be_arrays(base, tmp_path):
+    out = tmp_path / "labels.npy"
+    out.write_text("mine")
+    args = (base.folder, "digits", "--limit", "20")
+    assert "--overwrite" in refused(CLUSTER, *args, "--labels-out", out)
+    free = ("--labels-out", tmp_path / "other.npy", "--embeddings-out", out)
+    assert "--overwrite" in refused(CLUSTER, *args, *free)
+    assert ".npy" in refused(CLUSTER, *args, "--labels-out", tmp_path / "labels.txt")
+    assert "no folder" in refused(CLUSTER, *args, "--labels-out", tmp_path / "a" / "labels.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.npy"]
+    assert out.read_text() == "mine"
+    done(CLUSTER, *args, "--labels-out", out, "--overwrite")
+    assert np.load(out).shape == (20,)
+
+
+def test_a_folder_without_a_run_cannot_cluster(tmp_path):
+    message = refused(CLUSTER, tmp_path, "digits", "--labels-out", tmp_path / "labels.npy")
+    assert str(tmp_path) in message
