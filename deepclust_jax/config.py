@@ -59,7 +59,8 @@ class Method:
     """Weight of the clustering term against the summed squared error (dcn, dkm)."""
 
     alpha: float | None = None
-    """Inverse temperature of the soft assignment (dkm)."""
+    """Inverse temperature of the soft assignment (dkm); with --pretrain-epochs 0 the first value
+    of a schedule that raises it every 5 epochs, as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Network:
     """Width of the code."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of products (mlp); bfloat16 keeps sums and weights in float32."""
+    """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
+    sums and weights in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Options:
 # algorithms/autoencoder.py); dcn and dkm, their papers.
 _PRETRAINED = {"pretrain_epochs": 100, "pretrain_learning_rate": 0.2, "decay": 0.2}
 _PRETRAINED_PAPER = {"pretrain_epochs": 50, "pretrain_learning_rate": 0.067, "decay": 0.0}
+_DKM_ANNEALED = {"epochs": 200, "weight": 0.1, "alpha": 0.1}  # with --pretrain-epochs 0
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "practical": {
         "autoencoder": {"epochs": 100, "learning_rate": 0.2, "decay": 0.2},
@@ -232,6 +235,8 @@ def resolve(options: Options) -> Options:
     """
     method = options.method.method
     defaults = PROFILES[options.method.profile][method]
+    if method == "dkm" and options.training.pretrain_epochs == 0:
+        defaults = defaults | _DKM_ANNEALED
     groups: dict[str, Any] = {}
     for name in ("weight", "alpha"):
         groups |= _filled(options, "method", name, defaults, method, groups)
@@ -269,6 +274,8 @@ def _check_ranges(options: Options) -> None:
     for name in ("learning_rate", "pretrain_learning_rate"):
         if flat[name] is not None and not 0 < flat[name] < float("inf"):
             raise ConfigError(f"expected 0 < --{name.replace('_', '-')} < inf, found {flat[name]}")
+    if options.run.seed >= 2**32:
+        raise ConfigError(f"expected --seed < 2**32, found {options.run.seed}")
     if not 0 <= options.training.decay <= 1:
         raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
     if not options.network.hidden or min(options.network.hidden) < 1:

@@ -29,8 +29,11 @@ def total_variance(x: Array, mask: Array) -> Array:
     rows = jnp.where(mask[:, None] > 0, x.reshape(x.shape[0], -1), 0.0)
     mean = jnp.sum(rows, axis=0, keepdims=True) / jnp.maximum(jnp.sum(mask), 1.0)
     variance = masked_mean(jnp.sum((rows - mean) ** 2, axis=-1), mask)
-    # A batch of equal rows, such as a last batch of one, has none; its mean square serves.
-    return jnp.where(variance > 0, variance, jnp.sum(mean**2) + 1e-12)
+    # A batch of equal rows, such as a last batch of one, has none but rounding; its mean square
+    # serves, and for rows of zeros 1.
+    square = jnp.sum(mean**2)
+    spare = jnp.where(square > 0, square, 1.0)
+    return jnp.where(variance > 1e-6 * square, variance, spare)
 
 
 def squared_distances(z: Array, centroids: Array) -> Array:

@@ -1,5 +1,6 @@
 """Rows that do not fit on the device: batches gathered by a host thread, a step ahead."""
 
+import math
 import queue
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import numpy as np
 from deepclust_jax.types import Array, Batch
 
 _AHEAD = 2  # batches on their way to the device
-_SAMPLE = 65_536  # rows that `refresh` sees of data that do not fit
+_SAMPLE = 65_536  # rows at most that `refresh` sees of data that do not fit
+_SAMPLE_BYTES = 2**30
 
 
 def fits_on_device(x: Any) -> bool:
@@ -25,10 +27,14 @@ def fits_on_device(x: Any) -> bool:
 
 
 def sample(x: Any) -> Array:
-    """All rows, or a fixed uniform sample of 65,536 of those that do not fit. [n, ...] float32."""
-    if fits_on_device(x) or x.shape[0] <= _SAMPLE:
+    """All rows, or a fixed uniform sample of those that do not fit. [n, ...] float32.
+
+    The sample has 65,536 rows, or what a GiB holds if that is less.
+    """
+    size = min(_SAMPLE, max(1, _SAMPLE_BYTES // (4 * math.prod(x.shape[1:]))))
+    if fits_on_device(x) or x.shape[0] <= size:
         return jnp.asarray(x[:], jnp.float32)
-    rows = np.random.default_rng(0).choice(x.shape[0], _SAMPLE, replace=False)
+    rows = np.random.default_rng(0).choice(x.shape[0], size, replace=False)
     return jnp.asarray(x[np.sort(rows)], jnp.float32)  # sorted: a memory map is read forwards
 
 

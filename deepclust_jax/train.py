@@ -25,7 +25,7 @@ _INIT, _ORDER, _STEP, _REFRESH = range(4)
 
 
 class Diverged(RuntimeError):
-    """The loss of a run is no longer finite."""
+    """The loss of every run is no longer finite."""
 
 
 class Fit(NamedTuple):
@@ -69,7 +69,8 @@ def fit(
 
     Raises:
         ValueError: x, epochs or batch_size are out of range.
-        Diverged: the loss of a run became NaN or infinite.
+        Diverged: the loss of every run became NaN or infinite. A population goes on without
+            those that did; their metrics show it.
     """
     _check(x, epochs, batch_size)
     keys = key[None] if key.ndim == 0 else key
@@ -171,14 +172,22 @@ def _mapped(function: Callable, *static, shared: int) -> Callable:
 def _compiled(function: Callable, static: tuple, args: tuple, *, shared: int = 0) -> Callable:
     """The same, compiled ahead for these arguments and donating the second, the state."""
     leaves, tree = jax.tree.flatten(args)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    return _compile(function, static, shared, jax.default_backend(), tree, shapes)
+    shapes = tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves)
+    settings = jax.default_backend(), jax.config.jax_default_matmul_precision
+    return _compile(function, static, shared, settings, tree, shapes)
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(function, static, shared, backend, tree, shapes) -> Callable:
-    args = tree.unflatten(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
-    return _jitted(function, static, shared, backend, donate=1).lower(*args).compile()
+def _compile(function, static, shared, settings, tree, shapes) -> Callable:
+    args = tree.unflatten(
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in shapes
+    )
+    return _jitted(function, static, shared, settings[0], donate=1).lower(*args).compile()
+
+
+def _placement(leaf: Any):
+    """Where an array was put on purpose, or None."""
+    return leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
 
 
 def _order(key: Key, epoch: Array, n: int, batch_size: int) -> tuple[Array, Array]:
@@ -287,9 +296,8 @@ def _check(x: Any, epochs: int, batch_size: int) -> None:
 
 
 def _check_finite(loss: np.ndarray | None, epoch: int) -> None:
-    if loss is not None and not np.isfinite(loss).all():
-        seeds = np.flatnonzero(~np.isfinite(loss)).tolist()
+    if loss is not None and not np.isfinite(loss).any():
         raise Diverged(
-            f"expected a finite loss, found {loss[seeds[0]]} in epoch {epoch + 1} of "
-            f"run(s) {seeds}; lower the learning rate or scale the data"
+            f"expected a finite loss, found {loss[0]} in epoch {epoch + 1}; "
+            "lower the learning rate or scale the data"
         )

@@ -25,6 +25,9 @@ class Options:
     data: Annotated[str, tyro.conf.Positional]
     """Name of a data set, or path of a file or folder of the kind that the run was trained on."""
 
+    labels: str | None = None
+    """Column of labels in the new data, which then is no feature."""
+
     labels_out: Path = Path("labels.npy")
     """File for the labels, int32 [n]."""
 
@@ -69,7 +72,11 @@ def cluster(options: Options) -> int:
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
     dataset, _ = data.load(
-        options.data, kind=stored.kind, preprocessing=stored, limit=options.limit
+        options.data,
+        labels=options.labels,
+        kind=stored.kind,
+        preprocessing=stored,
+        limit=options.limit,
     )
     if tuple(dataset.x.shape[1:]) != trained.shape:
         raise config.ConfigError(

@@ -149,7 +149,6 @@ def start_jax(options: config.Options) -> None:
     cache = options.run.compilation_cache
     if cache == "on" or (cache == "auto" and platform != "cpu"):
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
-        folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     versions = f"jax {jax.__version__}, {len(jax.devices())} x {jax.devices()[0].device_kind}"

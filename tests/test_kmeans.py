@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import cluster, datasets
 
+from deepclust_jax import metrics
 from deepclust_jax.clustering import kmeans, seeding
 
 KEY = jax.random.key(0)
@@ -35,7 +36,8 @@ def assert_same_labels(x, ours, theirs, centroids):
 
 def compare_with_sklearn(x, k, seed=0):
     first = x[np.random.default_rng(seed).choice(len(x), k, replace=False)]
-    theirs = cluster.KMeans(k, init=first, n_init=1).fit(x)
+    # In float64: in float32 scikit-learn's own labels change with rounding on digits.
+    theirs = cluster.KMeans(k, init=first.astype(np.float64), n_init=1).fit(x.astype(np.float64))
     ours = kmeans.fit(KEY, x, k, init=first)
     assert_same_labels(x, ours.labels, theirs.labels_, theirs.cluster_centers_)
     np.testing.assert_allclose(ours.inertia, theirs.inertia_, rtol=1e-5)
@@ -120,6 +122,40 @@ def test_large_offset(offset, dtype):
         np.testing.assert_array_equal(on_device.labels, plain.labels)
 
 
+@pytest.mark.parametrize("far", [1e4, 1e6])
+def test_one_row_far_away_moves_no_other_label(far):
+    """Trap: an origin that follows an outlier costs all other rows their digits."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([10 * np.eye(4)[rng.integers(4, size=400)] + rng.normal(size=(400, 4)),
+                        np.full((1, 4), far)]).astype(np.float32)  # fmt: skip
+    first = np.concatenate([10 * np.eye(4), np.full((1, 4), far)]).astype(np.float32)
+    theirs = cluster.KMeans(5, init=first.astype(np.float64), n_init=1).fit(x.astype(np.float64))
+    for init in (first, "k-means++"):
+        found = kmeans.fit(KEY, x, 5, init=init)
+        assert metrics.ari(theirs.labels_, np.asarray(found.labels)) == 1.0
+    labels, _ = kmeans.assign(jnp.asarray(x), jnp.asarray(theirs.cluster_centers_, jnp.float32))
+    np.testing.assert_array_equal(labels, theirs.labels_)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+def test_scale_of_the_data(scale):
+    """Trap: squares that overflow or vanish in float32."""
+    x = rows()
+    found = kmeans.fit(
+        KEY, (x * scale).astype(np.float32), 4, init=(x[:4] * scale).astype(np.float32)
+    )
+    np.testing.assert_array_equal(found.labels, kmeans.fit(KEY, x, 4, init=x[:4]).labels)
+    labels, _ = kmeans.assign((x * scale).astype(np.float32), found.centroids)
+    np.testing.assert_array_equal(labels, found.labels)
+
+
+def test_large_integers():
+    x = (1_700_000_000 + 100 * np.round(10 * rows())).astype(np.int64)
+    found = kmeans.fit(KEY, x, 4)
+    np.testing.assert_array_equal(kmeans.assign(x, found.centroids)[0], found.labels)
+    assert len(np.unique(found.centroids, axis=0)) == 4
+
+
 def test_float64_input_gives_float64_centroids():
     found = kmeans.fit(KEY, rows().astype(np.float64), 3)
     assert found.centroids.dtype == np.float64
@@ -131,7 +167,7 @@ def test_other_types_are_computed_in_float32(dtype):
     found = kmeans.fit(KEY, x, 4, init=x[:4])
     reference = kmeans.fit(KEY, x.astype(np.float32), 4, init=x[:4].astype(np.float32))
     np.testing.assert_array_equal(found.labels, reference.labels)
-    assert found.centroids.dtype == np.float32
+    assert found.centroids.dtype == (np.float64 if dtype == np.int32 else np.float32)
     np.testing.assert_array_equal(
         kmeans.fit(KEY, jnp.asarray(x), 4, init=jnp.asarray(x[:4])).labels, reference.labels
     )
@@ -289,6 +325,17 @@ def test_fit_is_differentiable_at_fixed_labels():
     np.testing.assert_allclose(jacobian[:, 0, :, 0], expected, atol=1e-6)
 
 
+def test_gradient_through_init_and_weights():
+    x = jnp.asarray(rows(n=40))
+    by_init = jax.grad(lambda x: kmeans.fit(KEY, x, 3, init=x[:3]).inertia)(x)
+    by_weights = jax.grad(lambda w: kmeans.fit(KEY, x, 3, init=x[:3], weights=w).inertia)(
+        jnp.ones(40)
+    )
+    assert jnp.isfinite(by_init).all()
+    found = kmeans.fit(KEY, x, 3, init=x[:3])
+    np.testing.assert_allclose(by_weights, kmeans.assign(x, found.centroids)[1], rtol=1e-3)
+
+
 def test_init_function_and_names():
     x = rows()
     given = kmeans.fit(KEY, x, 3, init=lambda key, x, k, weights: x[:k], n_init=1)
@@ -347,6 +394,8 @@ def test_shift_scale_and_permutation():
         (lambda x: dict(weights=np.ones(3)), "expected weights of shape"),
         (lambda x: dict(weights=-np.ones(300)), "expected weights >= 0"),
         (lambda x: dict(n_init=0), "expected n_init and max_iter >= 1"),
+        (lambda x: dict(n_active=5), "expected 1 <= n_active <= 4"),
+        (lambda x: dict(x=x.astype(np.float64) * 1e300), "expected finite x"),
     ],
 )
 def test_bad_input(change, message):

@@ -45,6 +45,9 @@ def test_total_variance_of_the_rows_that_count():
     np.testing.assert_allclose(losses.total_variance(x, jnp.array([1.0, 1.0, 0.0])), 4.0)
     alone = losses.total_variance(x, jnp.array([0.0, 1.0, 0.0]))  # mean square, not 0
     np.testing.assert_allclose(alone, 20.0)
+    same = jnp.full((7, 5), 0.1)  # equal rows, whose variance is rounding
+    np.testing.assert_allclose(losses.total_variance(same, jnp.ones(7)), 0.05, rtol=1e-5)
+    assert losses.total_variance(jnp.zeros((3, 2)), jnp.ones(3)) == 1.0
 
 
 def test_soft_kmeans_between_its_limits():

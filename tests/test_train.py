@@ -83,6 +83,23 @@ def test_divergence_is_named():
     assert "\n" not in str(error.value)
 
 
+def test_one_run_that_diverges_does_not_stop_the_others():
+    base = autoencoder.build(CONFIG, (4,))
+
+    def step(key, state, batch):
+        state, metrics = base.step(key, state, batch)
+        bad = jnp.where(jax.random.key_data(key)[-1] == bad_key, jnp.nan, 0.0)
+        return state, {name: value + bad for name, value in metrics.items()}
+
+    keys = jax.random.split(KEY, 3)
+    bad_key = jax.random.key_data(jax.random.fold_in(keys[1], train._STEP))[-1]
+    algorithm = base._replace(step=step)
+    found = train.fit(keys, algorithm, rows(), epochs=2, refresh_every=0)
+    assert np.isfinite(found.metrics["loss"]).all(axis=0).tolist() == [True, False, True]
+    with pytest.raises(train.Diverged):
+        train.fit(keys[1], algorithm, rows(), epochs=2, refresh_every=0)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -87,7 +87,7 @@ def move_centroids(
     """
     member = jax.nn.one_hot(labels, centroids.shape[0], dtype=z.dtype) * mask[:, None]
     seen = counts + jnp.sum(member, axis=0)
-    sums = counts[:, None] * centroids + member.T @ z
+    sums = counts[:, None] * centroids + jnp.dot(member.T, z, precision=jax.lax.Precision.HIGHEST)
     return sums / seen[:, None], seen
 
 

@@ -44,13 +44,12 @@ def assign(x: Array, centroids: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: the arrays are not [n, d] and [k, d].
     """
-    if np.ndim(x) != 2 or np.ndim(centroids) != 2 or x.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            f"expected x [n, d] and centroids [k, d], found {np.shape(x)} and {np.shape(centroids)}"
-        )
+    shapes = np.shape(x), np.shape(centroids)
+    if not len(shapes[0]) == len(shapes[1]) == 2 or 0 in shapes[0] or shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"expected x [n, d] and centroids [k, d], found {shapes[0]}, {shapes[1]}")
     offset = np.float32(0)
     if _is_host(x) and _is_host(centroids):
-        offset = np.mean(centroids, axis=0, dtype=np.float64)
+        offset = np.median(np.asarray(centroids, np.float64), axis=0)
     return _assign(_narrow(x, offset), _narrow(centroids, offset))
 
 
@@ -71,10 +70,11 @@ def fit(
     Args:
         key: a typed key; the result is a function of it.
         x: rows [n, d]; float32, or what can be cast to it. NumPy input is centred in float64 before
-            the cast, and float64 input gives NumPy float64 centroids (not under a trace).
+            the cast, and float64 or wide integers give NumPy float64 centroids (not under a trace).
         n_clusters: k, static, 1 <= k <= n.
         init: "k-means++" (greedy, as scikit-learn's), "random" (rows), the first centroids
-            [k, d], or a function (key, x, n_clusters, weights) -> [k, d] of the centred rows.
+            [k, d], or a function (key, x, n_clusters, weights) -> [k, d]; its rows are centred
+            and scaled to at most 1.
         n_init: restarts; 1 is run where `init` is an array.
         max_iter: Lloyd iterations at most, per restart.
         tol: a run ends when the labels repeat or the squared shift of all centroids together is at
@@ -90,7 +90,7 @@ def fit(
     Raises:
         ValueError: wrong shapes, k outside 1..n, NaN or infinite values, bad weights.
     """
-    _check(x, n_clusters, init, n_init, max_iter, weights)
+    _check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     offset = np.mean(x, axis=0, dtype=np.float64) if _is_host(x) else np.float32(0)
     start = None
     if not (isinstance(init, str) or callable(init)):
@@ -102,7 +102,8 @@ def fit(
     )  # fmt: skip
     if not _is_host(x):
         return result
-    if x.dtype == np.float64 and not isinstance(result.centroids, jax.core.Tracer):
+    is_wide = x.dtype.itemsize >= 4 and x.dtype != np.float32
+    if is_wide and not isinstance(result.centroids, jax.core.Tracer):
         return result._replace(centroids=np.asarray(result.centroids, np.float64) + offset)
     offset = jnp.asarray(offset, jnp.float32)[None, :]
     return result._replace(centroids=result.centroids + offset)
@@ -110,27 +111,35 @@ def fit(
 
 @partial(jax.jit, static_argnames=("n_clusters", "init", "n_init"))
 def _fit(key, x, n_clusters, start, max_iter, tol, weights, n_active, *, init, n_init) -> KMeans:
-    fixed = jax.lax.stop_gradient(x)
-    mean = jnp.mean(fixed, axis=0, keepdims=True)
-    fixed = fixed - mean
+    mean = jnp.mean(jax.lax.stop_gradient(x), axis=0, keepdims=True)
+    scale = _power_of_two(x - mean)
+    x = (x - mean) / scale  # of size 1: squares neither overflow nor vanish
     weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
+    heaviest = jax.lax.stop_gradient(jnp.max(weights))
+    weights = weights / heaviest
+    fixed, fixed_weights, start = jax.lax.stop_gradient((x, weights, start))
     active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
     threshold = tol * jnp.mean(jnp.var(fixed, axis=0))
     seed = {"k-means++": seeding.kmeans_plus_plus, "random": seeding.random_rows}.get(init, init)
 
     def run(key):
-        first = start - mean if init == "given" else seed(key, fixed, n_clusters, weights)
-        centroids, n_iter, converged = _lloyd(fixed, first, weights, active, max_iter, threshold)
-        return centroids, _inertia(fixed, centroids, weights, active), n_iter, converged
+        if init == "given":
+            first = (start - mean) / scale
+        else:
+            first = seed(key, fixed, n_clusters, fixed_weights)
+        found = _lloyd(fixed, first, fixed_weights, active, max_iter, threshold)
+        labels = _labels(fixed, found[0], active)
+        inertia = jnp.sum(fixed_weights * _direct(fixed, found[0][labels]))
+        return found[0], inertia, *found[1:]
 
     centroids, inertia, n_iter, converged = jax.lax.map(run, jax.random.split(key, n_init))
     best = jnp.argmin(inertia)
     centroids = jnp.where(active[:, None], centroids[best], centroids[best][:1])
-    labels, _ = _assign(fixed, centroids, active)
+    labels = _labels(fixed, centroids, active)
     return KMeans(
-        _through_means(x, centroids + mean, labels, weights),
+        _through_means(x, centroids, labels, weights) * scale + mean,
         labels,
-        jnp.sum(weights * _direct(x, (centroids + mean)[labels])),
+        heaviest * scale**2 * jnp.sum(weights * _direct(x, centroids[labels])),
         n_iter[best],
         converged[best],
     )
@@ -208,19 +217,29 @@ def _nearest(x, centroids, active):
     return jnp.argmin(scores, axis=0).astype(jnp.int32)
 
 
+def _labels(x, centroids, active):
+    """Nearest active centroid of all rows, block by block. -> [n] int32."""
+    blocks = _blocks(x, centroids.shape[0])
+    labels = jax.lax.map(lambda block: _nearest(block, centroids, active), blocks)
+    return labels.reshape(-1)[: x.shape[0]]
+
+
 @jax.jit
-def _assign(x, centroids, active=None):
-    fixed, mean = jax.lax.stop_gradient((x, jnp.mean(centroids, axis=0, keepdims=True)))
-    active = jnp.ones(centroids.shape[0], bool) if active is None else active
-    near = partial(_nearest, centroids=jax.lax.stop_gradient(centroids) - mean, active=active)
-    blocks = _blocks(fixed, centroids.shape[0])
-    labels = jax.lax.map(lambda block: near(block - mean), blocks).reshape(-1)[: x.shape[0]]
+def _assign(x, centroids):
+    rows, means = jax.lax.stop_gradient((x, centroids))
+    # The median: one centroid far away must not move the origin away from all others.
+    centre = jnp.median(means, axis=0, keepdims=True)
+    scale = _power_of_two(means - centre)
+    active = jnp.ones(means.shape[0], bool)
+    labels = _labels((rows - centre) / scale, (means - centre) / scale, active)
     return labels, _direct(x, centroids[labels])
 
 
-def _inertia(x, centroids, weights, active):
-    labels, sqdist = _assign(x, centroids, active)
-    return jnp.sum(weights * sqdist)
+def _power_of_two(x):
+    """The power of two at or above the largest absolute value, 1 for zeros; division is exact."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    exponent = jnp.frexp(jnp.where(largest > 0, largest, 0.5))[1]
+    return jnp.ldexp(jnp.ones((), x.dtype), exponent)
 
 
 def _direct(x, own):
@@ -230,7 +249,14 @@ def _direct(x, own):
 
 def _through_means(x, centroids, labels, weights):
     """The value of `centroids`, with the gradient of the means of their rows."""
-    sums, counts = _sums(x, labels, weights, centroids.shape[0])
+    k = centroids.shape[0]
+    blocks = _blocks(x, k)
+    shape = blocks.shape[:2]
+    parts = jax.lax.map(
+        lambda block: _sums(*block, k),
+        (blocks, _blocks(labels, None, shape), _blocks(weights, None, shape)),
+    )
+    sums, counts = (jnp.sum(part, axis=0) for part in parts)
     means = sums / jnp.maximum(counts, 1e-30)[:, None]
     return centroids + (means - jax.lax.stop_gradient(means))
 
@@ -256,12 +282,14 @@ def _narrow(x, offset) -> Array:
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
-def _check(x, n_clusters, init, n_init, max_iter, weights) -> None:
+def _check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
     if np.ndim(x) != 2 or 0 in x.shape:
         raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
     n, d = x.shape
     if not 1 <= n_clusters <= n:
         raise ValueError(f"expected 1 <= n_clusters <= {n} (the rows), found {n_clusters}")
+    if isinstance(n_active, int) and not 1 <= n_active <= n_clusters:
+        raise ValueError(f"expected 1 <= n_active <= {n_clusters}, found {n_active}")
     if n_init < 1 or (not isinstance(max_iter, jax.core.Tracer) and max_iter < 1):
         raise ValueError(f"expected n_init and max_iter >= 1, found {n_init} and {max_iter}")
     if isinstance(init, str) and init not in ("k-means++", "random"):
@@ -275,7 +303,9 @@ def _check(x, n_clusters, init, n_init, max_iter, weights) -> None:
     for name, values in (("x", x), ("weights", weights)):
         if values is None or isinstance(values, jax.core.Tracer):
             continue
-        finite = np.isfinite(values) if _is_host(values) else jnp.isfinite(values)
+        with np.errstate(over="ignore"):  # too large for float32 is found as infinite
+            narrow = np.asarray(values, np.float32) if _is_host(values) else values
+        finite = np.isfinite(narrow) if _is_host(values) else jnp.isfinite(narrow)
         if not bool(finite.all()):
             bad = int(finite.size - finite.sum())
             raise ValueError(f"expected finite {name}, found {bad} NaN or infinite values")

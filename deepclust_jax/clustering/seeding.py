@@ -1,4 +1,4 @@
-"""First centroids for k-means. `x` is expected to be centred: see `kmeans.fit`."""
+"""First centroids for k-means. `x` is expected to be centred and scaled: see `kmeans.fit`."""
 
 import math
 
@@ -37,7 +37,7 @@ def kmeans_plus_plus(
         centroids, nearest = carry
         rows = _draw(jax.random.fold_in(key, i), weights * nearest, n_trials)
         candidates = jnp.minimum(nearest[None, :], _distances(x, squares, rows))  # [trials, n]
-        best = jnp.argmin(candidates @ weights)
+        best = jnp.argmin(jnp.dot(candidates, weights, precision=jax.lax.Precision.HIGHEST))
         return centroids.at[i].set(x[rows[best]]), candidates[best]
 
     return jax.lax.fori_loop(1, n_clusters, add, (centroids, nearest))[0]

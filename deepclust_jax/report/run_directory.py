@@ -79,30 +79,35 @@ def peak_memory() -> int:
 
 
 def _write_figures(folder, dataset, z, labels, centroids, truth) -> None:
-    images = dataset.raw if dataset.kind == "image" and dataset.raw.shape[-1] in (1, 3) else None
     distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
     figures.embedding_map(folder / "embedding_map.png", z, labels)
-    figures.cluster_sizes(
-        folder / "cluster_sizes.png", metrics.cluster_sizes(labels, len(centroids))
-    )
+    sizes = metrics.cluster_sizes(labels, len(centroids))
+    figures.cluster_sizes(folder / "cluster_sizes.png", sizes)
     if truth is not None:
         figures.confusion(folder / "confusion.png", truth, labels)
-    if images is not None:
-        shown = _displayable(images)
-        figures.sample_images(folder / "samples.png", shown, labels, distances)
     if dataset.kind == "text":
         figures.sample_texts(folder / "samples.md", dataset.raw, labels, distances)
+    rows, images = _pictures(dataset)
+    if images is not None:
+        figures.sample_images(folder / "samples.png", images, labels[rows], distances[rows])
     history = logs.read_metrics(folder)
     if history:
         figures.training_curves(folder / "training.png", history)
-    small = images is not None and max(images.shape[1:3]) <= 64
-    logs.write_projector(folder, z, labels, images=_displayable(images) if small else None)
+    sprites = images if images is not None and max(images.shape[1:3]) <= 64 else None
+    logs.write_projector(folder, z[rows], labels[rows], images=sprites)
     logs.write_images(folder, sorted(folder.glob("*.png")))
 
 
-def _displayable(images: np.ndarray) -> np.ndarray:
-    """Pictures as bytes, or as floats in 0..1."""
-    if images.dtype == np.uint8 and images.max() > 16:
-        return images
+def _pictures(dataset: Dataset, max_rows: int = 20_000) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows to show, a fixed sample of many, and their pictures as bytes or floats in 0..1."""
+    n = dataset.x.shape[0]
+    rows = np.arange(n)
+    if n > max_rows:
+        rows = np.sort(np.random.default_rng(0).choice(n, max_rows, replace=False))
+    if dataset.kind != "image" or dataset.raw.shape[-1] not in (1, 3):
+        return rows, None
+    images = dataset.raw[rows]
     low, high = images.min(), images.max()
-    return (images - low).astype(np.float32) / max(float(high - low), 1e-12)
+    if images.dtype == np.uint8 and high > 16:
+        return rows, images
+    return rows, (images - low).astype(np.float32) / max(float(high - low), 1e-12)
