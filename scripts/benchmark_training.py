@@ -84,8 +84,10 @@ def measure(options: Options) -> None:
         for round_ in range(options.rounds):
             for name in seconds:
                 python = sys.executable if name in OURS else options.torch_python
-                seconds[name].append(run_contender(python, name, file, options.epochs))
-                print(f"round {round_ + 1}: {name} {seconds[name][-1]:.2f} s", flush=True)
+                took = run_contender(python, name, file, options.epochs)
+                if took is not None:
+                    seconds[name].append(took)
+                    print(f"round {round_ + 1}: {name} {took:.2f} s", flush=True)
     rows = len(x) * options.epochs
     result = {
         "command": " ".join(["python scripts/benchmark_training.py", *_shown(options)]),
@@ -95,6 +97,7 @@ def measure(options: Options) -> None:
         "examples_per_second": {
             name: [rows * (4 if "4 seeds" in name else 1) / s for s in times]
             for name, times in seconds.items()
+            if times
         },
         "environment": environment.environment() | {"cores": len(os.sched_getaffinity(0))},
         "peers": peer_versions(options.torch_python),
@@ -113,9 +116,13 @@ def table() -> str:
         "|---|---|---|---|",
     ]
     for name, values in speeds.items():
+        ratios = [
+            f"{median[name] / median[peer]:.2f}" if peer in median else "not run"
+            for peer in ("clustpy", "pytorch")
+        ]
         lines.append(
             f"| {name} | {median[name]:,.0f} ({min(values):,.0f}–{max(values):,.0f}) | "
-            f"{median[name] / median['clustpy']:.2f} | {median[name] / median['pytorch']:.2f} |"
+            f"{' | '.join(ratios)} |"
         )
     versions, peers = result["environment"]["versions"], result["peers"]
     lines += [
@@ -127,8 +134,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def run_contender(python: str, name: str, file: Path, epochs: int) -> float:
-    """Seconds that a contender takes for the timed epochs, in a process of its own."""
+def run_contender(python: str, name: str, file: Path, epochs: int) -> float | None:
+    """Seconds that a contender takes for the timed epochs, in a process of its own.
+
+    None, and a line that says why, for a peer that does not run under that Python.
+    """
     command = [python, __file__, "--contender", name, str(file), str(epochs)]
     # Settings that hold a library's threads or kernels back would cripple a peer.
     held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -136,7 +146,10 @@ def run_contender(python: str, name: str, file: Path, epochs: int) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SystemExit(f"error: {name} failed under {python}: {reason}")
+        if name in PEERS:
+            print(f"{name} does not run here: {reason}", flush=True)
+            return None
+        raise SystemExit(f"error: {name} failed: {reason}")
     return json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
 
 
