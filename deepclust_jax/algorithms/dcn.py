@@ -9,8 +9,8 @@ over the number of rows it has seen, which starts at 100 in the authors' code, n
 Sums run over features. Deviation: the rows of a batch move the centroids at once instead of one by
 one, which is the same arithmetic once the batch is assigned (a test proves it).
 
-The defaults are the paper's; a rate of 1e-4 and a weight of 2 (the practical profile of the script)
-disturb a trained code less and pull it harder.
+The defaults are the paper's. The practical profile of the script, a rate of 1e-4 and a weight of 2,
+comes from trials on single seeds of USPS.
 
 Start it from a trained autoencoder (`warm_start`): from random weights the code collapses.
 """
