@@ -1,6 +1,6 @@
 """Cluster data with a trained network, over several seeds, from a file to a report.
 
-    python scripts/train_deep_kmeans.py                                 # digits, minutes on a laptop
+    python scripts/train_deep_kmeans.py                             # digits, minutes on a laptop
     python scripts/train_deep_kmeans.py --data mnist --method autoencoder --seeds 10
     python scripts/train_deep_kmeans.py --data my_table.csv --n-clusters 8
 

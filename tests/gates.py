@@ -18,8 +18,8 @@ from deepclust_jax.algorithms import dcn
 SEEDS, PRETRAIN, JOINT = 5, 25, 8
 LIMIT = {"usps": None, "mnist": 10_000}
 
-# Lowest mean accuracy that passes. 25 epochs of 40 steps are few for MNIST: a first threshold of 0.64
-# was above what the sound method reaches in them (0.58), and what untrained networks reach is 0.32.
+# Lowest mean accuracy that passes. 25 epochs of 40 steps are few for MNIST: a first threshold of
+# 0.64 was above what the sound method reaches in them (0.58); untrained networks reach 0.32.
 GATES = {
     ("usps", "autoencoder"): 0.64,
     ("usps", "dcn"): 0.65,
