@@ -12,12 +12,20 @@ from deepclust_jax.types import Array, Batch, Key
 
 
 def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None) -> Batch:
-    """The batch with every row changed by a draw of its own; unchanged where `augment` is None."""
+    """The batch with every row changed by a draw of its own; unchanged where `augment` is None.
+
+    The rows as they were stay in `clean`, from which targets are computed (as in DEC-DA).
+    """
     if augment is None:
         return batch
     # Keys by place in the batch: padding changes no other row's draw.
     keys = jax.random.split(key, batch.x.shape[0])
-    return batch._replace(x=jax.vmap(augment)(keys, batch.x))
+    return batch._replace(x=jax.vmap(augment)(keys, batch.x), clean=batch.x)
+
+
+def clean(batch: Batch) -> Array:
+    """The rows of a batch without augmentation. -> [b, ...]."""
+    return batch.x if batch.clean is None else batch.clean
 
 
 def affine(

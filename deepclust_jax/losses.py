@@ -55,11 +55,15 @@ def to_own_centroid(z: Array, centroids: Array, labels: Array) -> Array:
     return jnp.sum((z - centroids[labels]) ** 2, axis=-1)
 
 
-def soft_kmeans(z: Array, centroids: Array, alpha: Array | float) -> Array:
+def soft_kmeans(
+    z: Array, centroids: Array, alpha: Array | float, *, clean: Array | None = None
+) -> Array:
     """Squared distance weighted by a softmin over clusters (DKM, eq. 3). [b, d], [k, d] -> [b].
 
     `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, infinity is k-means.
+    `clean` [b, d] are codes to take the weights from, where `z` are those of augmented rows.
     """
     sqdist = squared_distances(z, centroids)
-    weights = jax.nn.softmax(-alpha * sqdist, axis=-1)  # subtracts the row's largest exponent
+    by = sqdist if clean is None else squared_distances(clean, centroids)
+    weights = jax.nn.softmax(-alpha * by, axis=-1)  # subtracts the row's largest exponent
     return jnp.sum(weights * sqdist, axis=-1)

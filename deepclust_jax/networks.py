@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deepclust_jax import bfloat16
 from deepclust_jax.types import Array, Network, Params
 
 # Between two needs. In trials on MNIST (one seed, 10 epochs) the published variance of 1/3
@@ -16,39 +17,8 @@ from deepclust_jax.types import Array, Network, Params
 KERNEL_INIT = nn.initializers.variance_scaling(0.5, "fan_in", "uniform")
 
 
-def _narrow(x: Array) -> Array:
-    return x.astype(jnp.bfloat16)
-
-
-@jax.custom_vjp
-def _bfloat16_product(x: Array, w: Array) -> Array:
-    """[b, i] @ [i, o] -> [b, o] float32, from operands rounded to bfloat16."""
-    return jnp.dot(_narrow(x), _narrow(w), preferred_element_type=jnp.float32)
-
-
-def _bfloat16_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _bfloat16_product(x, w), (x, w)
-
-
-def _bfloat16_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    # JAX's own rule would multiply a float32 cotangent by a bfloat16 operand, which no backend
-    # has a fast product for.
-    x, w = saved
-    return _bfloat16_product(g, w.T), _bfloat16_product(x.T, g)
-
-
-_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
-
-
-def _bfloat16_dot_general(lhs, rhs, dimension_numbers, precision=None, **_):
-    """The product that `nn.Dense` asks for: last axis of `lhs` with first axis of `rhs`."""
-    del dimension_numbers, precision
-    flat = _bfloat16_product(lhs.reshape(-1, lhs.shape[-1]), rhs)
-    return flat.reshape(*lhs.shape[:-1], rhs.shape[-1])
-
-
 def _dense(width: int, precision: str) -> nn.Module:
-    dot_general = _bfloat16_dot_general if precision == "bfloat16" else None
+    dot_general = bfloat16.dot_general if precision == "bfloat16" else None
     return nn.Dense(width, kernel_init=KERNEL_INIT, dot_general=dot_general)
 
 

@@ -79,14 +79,14 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     def falling(rate: float, epochs: int) -> optax.Schedule:
         return _falling(rate, steps * epochs, training.decay)
 
-    def encoder_phase(name: str, rate: float, epochs: int) -> Phase:
+    def encoder_phase(name: str, rate: float, epochs: int, change=None) -> Phase:
         own = autoencoder.Config(**common, learning_rate=rate)
         optimizer = autoencoder.sgd(falling(rate, epochs), own)
         algorithm = autoencoder.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True)
 
     if method.method == "autoencoder":
-        return [encoder_phase("train", training.learning_rate, training.epochs)]
+        return [encoder_phase("train", training.learning_rate, training.epochs, change)]
     own = {"learning_rate": training.learning_rate, "weight": method.weight}
     if method.method == "dkm":
         # From random weights the paper raises alpha; from trained ones it keeps it.

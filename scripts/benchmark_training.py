@@ -227,15 +227,8 @@ def train_clustpy(x: Any, epochs: int) -> float:
 
     def fit(n_epochs):
         model = FeedforwardAutoencoder([x.shape[1], *WIDTHS])
-        model.fit(
-            n_epochs,
-            {"lr": RATE},
-            batch_size=BATCH,
-            data=x,
-            ssl_loss_fn=torch.nn.MSELoss(),
-            optimizer_class=torch.optim.Adam,
-            device=torch.device("cpu"),
-        )
+        settings = {"optimizer_params": {"lr": RATE}, "optimizer_class": torch.optim.Adam}
+        model.fit(n_epochs, batch_size=BATCH, data=x, **settings)
 
     fit(1)
     start = time.perf_counter()

@@ -137,6 +137,40 @@ def test_dcn_loss_is_equation_4():
 
 
 @pytest.mark.parametrize("module", [dcn, dkm])
+def test_an_augmented_row_keeps_its_own_centroid(module):
+    """Trap: assigned by its augmented code, a row that is thrown far away is pulled further."""
+    x = rows()
+    config = module.Config(**SMALL, weight=1.0)
+    algorithm, state, _ = started(module, config, x)
+    nets = module.build_nets(config, (6,))
+    centroids = state.params["centroids"] if module is dkm else state.centroids
+    thrown = jnp.asarray(x[::-1].copy())  # every row becomes another one
+    changed = batch(x)._replace(x=thrown, clean=jnp.asarray(x))
+    _, metrics = module.loss(state.params, state, changed, KEY, nets=nets, config=config)
+    z, clean = (nets.encoder.apply(state.params["encoder"], a) for a in (thrown, jnp.asarray(x)))
+    own = np.asarray(losses.squared_distances(clean, centroids)).argmin(1)
+    expected = np.asarray(losses.squared_distances(z, centroids))[np.arange(len(x)), own].mean()
+    np.testing.assert_allclose(metrics["pull"], expected, rtol=1e-3)
+    # The reconstruction is that of the augmented row.
+    x_hat = nets.decoder.apply(state.params["decoder"], z)
+    np.testing.assert_allclose(
+        metrics["reconstruction"], ((x_hat - thrown) ** 2).sum(1).mean(), rtol=1e-5
+    )
+
+
+def test_dcn_augmentation_does_not_move_the_centroids():
+    """The centroids are means of rows as they are, not of their augmentations."""
+    x = rows()
+    config = dcn.Config(**SMALL, learning_rate=0.0)
+    _, state, _ = started(dcn, config, x)
+    plain = dcn.build(config, (6,)).step(KEY, state, batch(x))[0]
+    augmented = dcn.build(config, (6,), augment=lambda key, row: row + 5.0)
+    moved = augmented.step(KEY, state, batch(x))[0]
+    np.testing.assert_array_equal(moved.centroids, plain.centroids)
+    np.testing.assert_array_equal(moved.counts, plain.counts)
+
+
+@pytest.mark.parametrize("module", [dcn, dkm])
 def test_warm_start_keeps_networks_and_centroids(module):
     x = rows()
     _, state, pretrained = started(module, module.Config(**SMALL), x)

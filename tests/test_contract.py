@@ -242,7 +242,7 @@ def test_labels_cannot_be_reached(case):
     forbidden = {"y", "labels", "label", "target", "targets", "truth"}
     for function in functions:
         assert not forbidden & set(inspect.signature(function).parameters)
-    assert set(Batch._fields) == {"x", "index", "mask"}
+    assert set(Batch._fields) == {"x", "index", "mask", "clean"}
 
 
 def test_works_on_images(case):

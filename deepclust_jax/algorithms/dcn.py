@@ -68,12 +68,18 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
-    """Reconstruction plus pull to the own centroid (eq. 4), mean over rows. -> [], metrics."""
+    """Reconstruction plus pull to the own centroid (eq. 4), mean over rows. -> [], metrics.
+
+    The own centroid of a row is the nearest to its code without augmentation.
+    """
     del key
     z = nets.encoder.apply(params["encoder"], batch.x)
     x_hat = nets.decoder.apply(params["decoder"], z)
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
-    pull = losses.masked_mean(losses.hard_kmeans(z, state.centroids), batch.mask)
+    # A row keeps its centroid however it was augmented: that makes the code invariant.
+    clean = z if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
+    labels = jnp.argmin(losses.squared_distances(clean, state.centroids), axis=-1)
+    pull = losses.masked_mean(losses.to_own_centroid(z, state.centroids, labels), batch.mask)
     value = reconstruction + 0.5 * config.weight * pull
     return value, {"reconstruction": reconstruction, "pull": pull}
 
@@ -107,7 +113,7 @@ def build(
     """The algorithm for rows of the given shape.
 
     `optimizer` replaces the Adam of the config. `augment` (key, one row) -> row changes every row
-    before a step.
+    before a step; assignments and centroids come from the rows as they were (as in DEC-DA).
     """
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
@@ -129,7 +135,7 @@ def build(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        z = nets.encoder.apply(params["encoder"], batch.x)
+        z = nets.encoder.apply(params["encoder"], augmentation.clean(batch))
         labels = jnp.argmin(losses.squared_distances(z, state.centroids), axis=-1)
         centroids, counts = move_centroids(state.centroids, state.counts, z, labels, batch.mask)
         state = State(state.step + 1, params, opt_state, centroids, counts)

@@ -81,13 +81,18 @@ def alpha(state: State, config: Config) -> Array:
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
-    """Reconstruction plus soft k-means (eq. 3), mean over rows. -> [], metrics."""
+    """Reconstruction plus soft k-means (eq. 3), mean over rows. -> [], metrics.
+
+    The weights of a row come from its code without augmentation.
+    """
     del key
     z = nets.encoder.apply(params["encoder"], batch.x)
     x_hat = nets.decoder.apply(params["decoder"], z)
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
+    # A row keeps its weights however it was augmented: that makes the code invariant.
+    clean = z if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
     pull = losses.masked_mean(
-        losses.soft_kmeans(z, params["centroids"], alpha(state, config)), batch.mask
+        losses.soft_kmeans(z, params["centroids"], alpha(state, config), clean=clean), batch.mask
     )
     value = reconstruction + config.weight * pull
     return value, {"reconstruction": reconstruction, "pull": pull}
@@ -96,7 +101,7 @@ def loss(
 def monitor(params: Params, state: State, batch: Batch, *, nets: Nets, config: Config) -> Metrics:
     """Signs of a temperature off its range and of collapse; see the head of this file."""
     sqdist = losses.squared_distances(
-        nets.encoder.apply(params["encoder"], batch.x), params["centroids"]
+        nets.encoder.apply(params["encoder"], augmentation.clean(batch)), params["centroids"]
     )
     weights = jax.nn.softmax(-alpha(state, config) * sqdist, axis=-1)
     gaps = losses.squared_distances(params["centroids"], params["centroids"])
@@ -124,7 +129,8 @@ def build(
     """The algorithm for rows of the given shape.
 
     `optimizer` replaces the Adam of the config. `augment` (key, one row) -> row changes every row
-    before a step. `refresh` counts the epochs for the schedule of alpha.
+    before a step; the weights of the clusters come from the rows as they were (as in DEC-DA).
+    `refresh` counts the epochs for the schedule of alpha.
     """
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
