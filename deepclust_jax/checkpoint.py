@@ -89,9 +89,22 @@ def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
     header = _read_header(path)
     expected, tree = _named(target)
     _check_fit(path, header["arrays"], expected)
-    _check_files(path, header["files"])
-    arrays = _read_arrays(path, header["arrays"])
+    arrays = _read_arrays(path, header)
     return tree.unflatten([_place(arrays[name], leaf) for name, leaf in expected.items()])
+
+
+def drop_damaged(folder: str | Path) -> list[int]:
+    """Remove the newest step while its arrays cannot be read whole. -> the steps removed."""
+    root, dropped = _resolve(folder), []
+    while (step := latest(root)) is not None:
+        path = root / str(step)
+        try:
+            _read_arrays(path, _read_header(path))
+            break
+        except CheckpointError:
+            _discard(path)
+            dropped.append(step)
+    return dropped
 
 
 def latest(folder: str | Path) -> int | None:
@@ -236,16 +249,17 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     )
 
 
-def _read_arrays(path: Path, described: dict[str, dict]) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, header: dict) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1
 
+    _check_files(path, header["files"])
     try:
         stored = v1.load(path / "arrays")
     except Exception as error:  # Orbax raises whatever its layers raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"cannot read {path / 'arrays'}: {lines[0][:300]}") from error
     arrays = {}
-    for name, entry in described.items():
+    for name, entry in header["arrays"].items():
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
         array = stored.get(_orbax_key(name), None if 0 not in shape else np.zeros(shape, dtype))
         if array is None or (array.dtype, array.shape) != (dtype, shape):

@@ -17,6 +17,7 @@ from deepclust_jax.algorithms import autoencoder, dcn, dkm
 from deepclust_jax.types import Algorithm, Key, State
 
 METHODS = {"autoencoder": autoencoder, "dcn": dcn, "dkm": dkm}
+PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
 # Options that say where and how, not what: a run may go on with others.
 FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
@@ -27,7 +28,7 @@ _SAVE_EVERY = 60.0  # seconds between checkpoints
 class Phase(NamedTuple):
     """One call of `train.fit`."""
 
-    name: str  # "pretrain" or "train"
+    name: str  # one of PHASES
     stream: int  # of the draws; that of an autoencoder is the same alone and as a warm start
     algorithm: Algorithm
     epochs: int
@@ -40,8 +41,8 @@ class Trained(NamedTuple):
 
     algorithm: Algorithm
     state: State
-    seconds: dict[str, float]  # by phase, without compilation
-    compile_seconds: dict[str, float]
+    seconds: dict[str, float]  # by phase, of all sessions; compilation only of those cut short
+    compile_seconds: dict[str, float]  # by phase, of this session
 
 
 class Restored(NamedTuple):
@@ -138,10 +139,13 @@ def execute(
     if pretrained is not None:
         todo = [phase for phase in todo if phase.name != "pretrain"]
     elif folder is not None and checkpoint.latest(folder / "train") is not None:
-        todo = todo[-1:]  # the pretraining is behind us
+        for phase in todo[:-1]:  # the pretraining is behind us
+            seconds[phase.name] = _seconds_before(folder / phase.name)
+        todo = todo[-1:]
     for phase in todo:
         phase_keys = jax.vmap(lambda key, i=phase.stream: jax.random.fold_in(key, i))(keys)
         store = None if folder is None else folder / phase.name
+        before = _seconds_before(store)
         state = _starting_state(phase, phase_keys, x, options, state, store)
         fitted = train.fit(
             phase_keys,
@@ -151,17 +155,17 @@ def execute(
             batch_size=options.training.batch_size,
             state=state,
             refresh_every=phase.refresh_every,
-            on_epoch=_epoch_hook(phase, store, on_epoch),
+            on_epoch=_epoch_hook(phase, store, before, on_epoch),
         )
         state = fitted.state
         start = time.perf_counter()
         if phase.cluster:
             state = train.refresh(phase_keys, phase.algorithm, state, x)
             jax.block_until_ready(state)
-        seconds[phase.name] = fitted.seconds + time.perf_counter() - start
+        seconds[phase.name] = before + fitted.seconds + time.perf_counter() - start
         compile_seconds[phase.name] = fitted.compile_seconds
         if store is not None:
-            checkpoint.save(store, state, step=int(state.step[0]))
+            _save(store, state, seconds[phase.name])
     return Trained(todo[-1].algorithm, state, seconds, compile_seconds)
 
 
@@ -214,10 +218,16 @@ def check_same(folder: Path, options: config.Options) -> None:
             )
 
 
+def drop_damaged(folder: Path) -> list[str]:
+    """Remove damaged checkpoints of a run, so that the ones before serve. -> what was removed."""
+    dropped = {name: checkpoint.drop_damaged(folder / name) for name in PHASES}
+    return [f"step {step} of {name}" for name, steps in dropped.items() for step in steps]
+
+
 def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]:
     """Epochs that the checkpoints of a run hold, by phase."""
     steps = -(-n // min(options.training.batch_size, n))
-    found = {name: checkpoint.latest(folder / name) for name in ("pretrain", "train")}
+    found = {name: checkpoint.latest(folder / name) for name in PHASES}
     return {name: (step or 0) // steps for name, step in found.items()}
 
 
@@ -252,15 +262,26 @@ def _starting_state(phase, keys, x, options, before, store) -> State:
     return METHODS[options.method.method].warm_start(fresh, before)
 
 
-def _epoch_hook(phase: Phase, store: Path | None, on_epoch: OnEpoch | None):
-    saved = time.monotonic()
+def _seconds_before(store: Path | None) -> float:
+    """Seconds of training that the newest checkpoint of a phase stands for."""
+    if store is None or checkpoint.latest(store) is None:
+        return 0.0
+    return checkpoint.metadata(store)["seconds"]
+
+
+def _save(store: Path, state: State, seconds: float) -> None:
+    checkpoint.save(store, state, step=int(state.step[0]), metadata={"seconds": seconds})
+
+
+def _epoch_hook(phase: Phase, store: Path | None, before: float, on_epoch: OnEpoch | None):
+    start = saved = time.monotonic()
 
     def hook(epoch, state, metrics):
         nonlocal saved
         if on_epoch is not None:
             on_epoch(phase.name, epoch, phase.epochs, metrics)
         if store is not None and time.monotonic() - saved > _SAVE_EVERY:
-            checkpoint.save(store, jax.device_get(state), step=int(state.step[0]))
+            _save(store, jax.device_get(state), before + time.monotonic() - start)
             saved = time.monotonic()
 
     return hook

@@ -50,6 +50,9 @@ def train_and_report(options: config.Options) -> int:
     options = with_clusters(options, dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
     folder = prepare_folder(options, dataset.checksum)
+    if options.run.resume:
+        for dropped in run.drop_damaged(folder / "checkpoint"):
+            print(f"damaged checkpoint removed: {dropped}; going on from the one before")
     done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
     resume = done if options.run.resume else None
     with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:

@@ -34,6 +34,7 @@ def options(name: str, method: str, epochs: int) -> config.Options:
         config.Options(
             data=config.Data(data=name, n_clusters=10),
             method=config.Method(method=method),
+            network=config.Network(precision="bfloat16"),
             training=config.Training(epochs=epochs, pretrain_epochs=None if is_first else PRETRAIN),
             run=config.Run(seeds=SEEDS),
         )

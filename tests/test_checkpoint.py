@@ -144,6 +144,18 @@ def test_damaged_files_are_errors_of_one_line(saved, damage):
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_newest_step_is_dropped_for_the_one_before(saved):
+    assert checkpoint.drop_damaged(saved) == [] and checkpoint.latest(saved) == 3
+    checkpoint.save(saved, make_state(1), step=4)
+    file = biggest_file(saved / "4")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert checkpoint.drop_damaged(saved) == [4] and checkpoint.latest(saved) == 3
+    assert_same_bits(checkpoint.restore(saved, make_state()), make_state())
+    assert checkpoint.drop_damaged(saved / "nowhere") == []
+
+
 def test_a_step_with_a_damaged_header_is_not_the_latest(saved):
     checkpoint.save(saved, make_state(1), step=4, metadata={"k": 10})
     header = saved / "4" / "header.json"

@@ -199,6 +199,25 @@ def test_padding_never_reaches_a_gradient(case):
     assert any((u != v).any() for u, v in zip(leaves(a), leaves(full), strict=True))
 
 
+def test_augmentation_changes_training_and_nothing_after_it(case):
+    module, config = case
+
+    def shaken(key, row):
+        return row + jax.random.normal(key, row.shape)
+
+    plain, augmented = module.build(config, SHAPE), module.build(config, SHAPE, augment=shaken)
+    keys = jax.random.split(KEY, 2)
+    a, b, c = (
+        train.fit(keys, algorithm, X, epochs=2, batch_size=BATCH, resident=resident).state
+        for algorithm, resident in ((plain, True), (augmented, True), (augmented, False))
+    )
+    pairs = zip(leaves(a.params["encoder"]), leaves(b.params["encoder"]), strict=True)
+    assert all((u != v).any() for u, v in pairs if u.ndim == 3)
+    for u, v in zip(leaves(b), leaves(c), strict=True):  # resident and streamed
+        np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
+    assert_equal(train.embed(plain, b, X), train.embed(augmented, b, X))
+
+
 def test_a_wrapped_loss_changes_training(case):
     """Trap (rejax): an override that is silently not called."""
     module, config = case

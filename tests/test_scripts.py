@@ -280,6 +280,22 @@ def test_an_interrupted_run_goes_on_to_the_same_result(base, tmp_path, monkeypat
     assert (out / "metrics.csv").read_text() == (base.folder / "metrics.csv").read_text()
 
 
+def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "train", 2)
+        call(TRAIN, *TINY, "--out", out)
+    arrays = out / "checkpoint" / "train" / "1" / "arrays"
+    file = max((f for f in arrays.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "damaged checkpoint removed: step 1 of train" in done(
+        TRAIN, *TINY, "--out", out, "--resume"
+    )
+    assert results(out) == results(base.folder)
+    seconds = report_of(out)["seconds"]
+    assert set(seconds) == {"pretrain", "train"} and min(seconds.values()) > 0
+
+
 def test_resume_with_other_options_names_the_difference(base):
     before = contents(base.folder)
     message = refused(TRAIN, *TINY, "--out", base.folder, "--resume", "--weight", "0.5")
