@@ -11,6 +11,7 @@ ever left out. The seconds of each cell are in its file.
 import dataclasses
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -125,10 +126,8 @@ def autoencoder(dataset: Any, row: str, seed: int) -> Any:
     from deepclust_jax import checkpoint, config, run, train
 
     cell = cell_options(dataset, row)
-    made = {
-        "options": config.flatten(cell) | {"out": None},
-        "data": dataset.checksum,
-    }
+    made = {"options": config.flatten(cell), "data": dataset.checksum}
+    made = json.loads(json.dumps(made))  # as it comes back from a checkpoint
     folder = STARTS / dataset.name / f"{row}-seed{seed}"
     if checkpoint.latest(folder) is not None and checkpoint.metadata(folder)["made"] == made:
         phase = run.phases(cell, tuple(dataset.x.shape))[0]
@@ -138,6 +137,7 @@ def autoencoder(dataset: Any, row: str, seed: int) -> Any:
         seconds = checkpoint.metadata(folder)["seconds"]
         return run.Trained(phase.algorithm, checkpoint.restore(folder, target), *seconds)
     trained = run.execute(cell, dataset.x, seeds=[seed])
+    shutil.rmtree(folder, ignore_errors=True)  # of other options
     checkpoint.save(
         folder,
         trained.state,
@@ -177,7 +177,7 @@ def write_cell(dataset, row, seed, trained, labels) -> dict[str, float]:
 
 def cells() -> Iterator[tuple[str, str, list[Path]]]:
     """Data set, method and files of every row of the table."""
-    for data in sorted(p.name for p in RESULTS.iterdir()):
+    for data in sorted(p.name for p in RESULTS.glob("*")):
         for row in get_args(Row):
             files = sorted((RESULTS / data / row).glob("seed*.json"), key=_seed)
             if files:
