@@ -61,9 +61,14 @@ def soft_kmeans(
     """Squared distance weighted by a softmin over clusters (DKM, eq. 3). [b, d], [k, d] -> [b].
 
     `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, infinity is k-means.
-    `clean` [b, d] are codes to take the weights from, where `z` are those of augmented rows.
+    Where `z` are codes of augmented rows, `clean` [b, d] are those of the rows as they were, and
+    the weights are theirs: fixed targets, without a gradient.
     """
     sqdist = squared_distances(z, centroids)
     by = sqdist if clean is None else squared_distances(clean, centroids)
     weights = jax.nn.softmax(-alpha * by, axis=-1)  # subtracts the row's largest exponent
+    if clean is not None:
+        # Between two clusters the gradient of a weight is alpha times a difference of distances,
+        # which is 0 there for one row but not for two: it would burst at alpha = 1000.
+        weights = jax.lax.stop_gradient(weights)
     return jnp.sum(weights * sqdist, axis=-1)

@@ -6,6 +6,7 @@
 Autoencoder 784-500-500-2000-10, batch 256, Adam 1e-3. Every contender runs in a process of its own,
 with all cores, one after another in rounds, so that a drift of the machine meets all of them.
 Compilation and the first epoch are outside the time; examples per second are medians over rounds.
+Last comes the most memory that a whole run of ten seeds on all rows of the data set takes.
 """
 
 import dataclasses
@@ -99,11 +100,26 @@ def measure(options: Options) -> None:
             for name, times in seconds.items()
             if times
         },
+        "memory": memory(options.data),
         "environment": environment.environment() | {"cores": len(os.sched_getaffinity(0))},
         "peers": peer_versions(options.torch_python),
     }
     RESULT.parent.mkdir(exist_ok=True)
     scores.write_report(RESULT, result)
+
+
+def memory(name: str) -> dict[str, Any]:
+    """Peak memory of a run of ten seeds; how long it trains makes no difference to it."""
+    args = f"--data {name} --seeds 10 --pretrain-epochs 1 --epochs 1 --precision bfloat16"
+    script = Path(__file__).parent / "train_deep_kmeans.py"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(script), *args.split(), "--out", folder]
+        subprocess.run(command, check=True, capture_output=True)
+        report = json.loads((Path(folder) / "report.json").read_text())
+    return {
+        "command": f"python scripts/train_deep_kmeans.py {args}",
+        "peak_bytes": report["peak_memory_bytes"],
+    }
 
 
 def table() -> str:
@@ -130,6 +146,9 @@ def table() -> str:
         f"{result['rows']:,} rows × {result['features']}, batch {BATCH}, Adam, float32 but for the "
         f"bfloat16 row, {result['environment']['cores']} CPU cores; jax {versions['jax']}, torch "
         f"{peers['torch']}, clustpy {peers['clustpy']}. `{result['command']}`",
+        "",
+        f"Peak memory of `{result['memory']['command']}`: "
+        f"{result['memory']['peak_bytes'] / 1e9:.1f} GB.",
     ]
     return "\n".join(lines)
 

@@ -61,6 +61,21 @@ def test_soft_kmeans_between_its_limits():
     np.testing.assert_allclose(losses.soft_kmeans(Z, CENTROIDS, 0.1)[1], expected, rtol=1e-6)
 
 
+def test_soft_kmeans_weights_of_clean_codes_are_fixed_targets():
+    """Trap: a gradient through targets, which midway between clusters is alpha times too large."""
+    centroids = jnp.array([[-1.0, 0.0], [1.0, 0.0]])
+    clean, z = jnp.array([[0.0, 0.0]]), jnp.array([[0.5, 2.0]])
+
+    def loss(z, centroids, clean):
+        return losses.soft_kmeans(z, centroids, 1000.0, clean=clean)[0]
+
+    np.testing.assert_allclose(loss(z, centroids, clean), 0.5 * (1.5**2 + 0.5**2) + 4.0)
+    of_z, of_centroids, of_clean = jax.grad(loss, argnums=(0, 1, 2))(z, centroids, clean)
+    np.testing.assert_allclose(of_z, [[1.0, 4.0]])  # 2 (z - mean of the centroids)
+    np.testing.assert_allclose(of_centroids, [[-1.5, -2.0], [0.5, -2.0]])
+    np.testing.assert_array_equal(of_clean, 0.0)
+
+
 def test_soft_kmeans_renaming_clusters_changes_nothing():
     swapped = losses.soft_kmeans(Z, CENTROIDS[::-1], 0.3)
     np.testing.assert_allclose(swapped, losses.soft_kmeans(Z, CENTROIDS, 0.3), rtol=1e-6)

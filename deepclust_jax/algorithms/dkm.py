@@ -90,7 +90,7 @@ def loss(
     x_hat = nets.decoder.apply(params["decoder"], z)
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
     # A row keeps its weights however it was augmented: that makes the code invariant.
-    clean = z if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
+    clean = None if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
     pull = losses.masked_mean(
         losses.soft_kmeans(z, params["centroids"], alpha(state, config), clean=clean), batch.mask
     )
