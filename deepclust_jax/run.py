@@ -266,7 +266,7 @@ def _seconds_before(store: Path | None) -> float:
     """Seconds of training that the newest checkpoint of a phase stands for."""
     if store is None or checkpoint.latest(store) is None:
         return 0.0
-    return checkpoint.metadata(store)["seconds"]
+    return checkpoint.metadata(store).get("seconds", 0.0)
 
 
 def _save(store: Path, state: State, seconds: float) -> None:
