@@ -57,7 +57,7 @@ def affine(
     row = jnp.arange(height, dtype=x.dtype)[:, None] - (height - 1) / 2
     column = jnp.arange(width, dtype=x.dtype)[None, :] - (width - 1) / 2
     source_row = cos * row + sin * column + (height - 1) / 2 + draw[1] * shift * height
-    source_column = -sin * row + (cos + slope) * column + (width - 1) / 2 + draw[2] * shift * width
+    source_column = (slope - sin) * row + cos * column + (width - 1) / 2 + draw[2] * shift * width
     return jax.vmap(_sample, in_axes=(2, None, None), out_axes=2)(x, source_row, source_column)
 
 

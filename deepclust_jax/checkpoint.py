@@ -94,17 +94,19 @@ def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
 
 
 def drop_damaged(folder: str | Path) -> list[int]:
-    """Remove the newest step while its arrays cannot be read whole. -> the steps removed."""
-    root, dropped = _resolve(folder), []
-    while (step := latest(root)) is not None:
+    """Remove newest steps that cannot be read whole, if an older one can. -> the steps removed."""
+    root, unreadable = _resolve(folder), []
+    for step in reversed(_steps(root)):
         path = root / str(step)
         try:
             _read_arrays(path, _read_header(path))
-            break
         except CheckpointError:
-            _discard(path)
-            dropped.append(step)
-    return dropped
+            unreadable.append(step)
+            continue
+        for newer in unreadable:
+            _discard(root / str(newer))
+        return unreadable
+    return []  # perhaps they are sound and reading is what fails: nothing is lost
 
 
 def latest(folder: str | Path) -> int | None:

@@ -220,8 +220,9 @@ def check_same(folder: Path, options: config.Options) -> None:
 
 def drop_damaged(folder: Path) -> list[str]:
     """Remove damaged checkpoints of a run, so that the ones before serve. -> what was removed."""
-    dropped = {name: checkpoint.drop_damaged(folder / name) for name in PHASES}
-    return [f"step {step} of {name}" for name, steps in dropped.items() for step in steps]
+    # That of the pretraining is not read again once the phase after it has one.
+    name = "train" if checkpoint.latest(folder / "train") is not None else "pretrain"
+    return [f"step {step} of {name}" for step in checkpoint.drop_damaged(folder / name)]
 
 
 def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]:

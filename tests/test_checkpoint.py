@@ -156,6 +156,12 @@ def test_a_damaged_newest_step_is_dropped_for_the_one_before(saved):
     assert checkpoint.drop_damaged(saved / "nowhere") == []
 
 
+def test_the_only_step_is_never_dropped(saved):
+    file = biggest_file(saved)
+    file.write_bytes(file.read_bytes()[:-10])
+    assert checkpoint.drop_damaged(saved) == [] and checkpoint.latest(saved) == 3
+
+
 def test_a_step_with_a_damaged_header_is_not_the_latest(saved):
     checkpoint.save(saved, make_state(1), step=4, metadata={"k": 10})
     header = saved / "4" / "header.json"
