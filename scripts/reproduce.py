@@ -122,7 +122,7 @@ def shown(dataset: Any, row: str) -> dict[str, Any]:
 
     options = config.flatten(cell_options(dataset, row))
     kept = {k: v for k, v in options.items() if k not in ("out", "seeds")}
-    return json.loads(json.dumps(kept))
+    return json.loads(json.dumps(kept))  # as they come back from a file
 
 
 def train_cell(dataset: Any, labels: Any, row: str, seed: int) -> None:
@@ -145,11 +145,10 @@ def autoencoder(dataset: Any, row: str, seed: int) -> Any:
     import jax
     import numpy as np
 
-    from deepclust_jax import checkpoint, config, run, train
+    from deepclust_jax import checkpoint, run, train
 
     cell = cell_options(dataset, row)
-    made = {"options": config.flatten(cell), "data": dataset.checksum}
-    made = json.loads(json.dumps(made))  # as it comes back from a checkpoint
+    made = {"options": shown(dataset, row), "data": dataset.checksum}
     folder = STARTS / dataset.name / f"{row}-seed{seed}"
     if checkpoint.latest(folder) is not None and checkpoint.metadata(folder)["made"] == made:
         phase = run.phases(cell, tuple(dataset.x.shape))[0]
