@@ -93,20 +93,33 @@ def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
     return tree.unflatten([_place(arrays[name], leaf) for name, leaf in expected.items()])
 
 
-def drop_damaged(folder: str | Path) -> list[int]:
-    """Remove newest steps that cannot be read whole, if an older one can. -> the steps removed."""
-    root, unreadable = _resolve(folder), []
+def newest_sound(folder: str | Path) -> int | None:
+    """The newest step in the folder that can be read whole, or None."""
+    root = _resolve(folder)
     for step in reversed(_steps(root)):
         path = root / str(step)
         try:
             _read_arrays(path, _read_header(path))
         except CheckpointError:
-            unreadable.append(step)
             continue
-        for newer in unreadable:
-            _discard(root / str(newer))
-        return unreadable
-    return []  # perhaps they are sound and reading is what fails: nothing is lost
+        return step
+    return None
+
+
+def drop_damaged(folder: str | Path, *, spare: bool = False) -> list[int]:
+    """Remove the steps after the newest one that can be read whole. -> the steps removed.
+
+    Where none can be read, all stay (perhaps they are sound and reading is what fails), or with
+    `spare`, for states that can be had again, all go.
+    """
+    root = _resolve(folder)
+    sound = newest_sound(root)
+    if sound is None and not spare:
+        return []
+    damaged = [step for step in reversed(_steps(root)) if sound is None or step > sound]
+    for step in damaged:
+        _discard(root / str(step))
+    return damaged
 
 
 def latest(folder: str | Path) -> int | None:

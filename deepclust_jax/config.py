@@ -147,12 +147,17 @@ class Options:
 # Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
 # algorithms/autoencoder.py); dcn and dkm, their papers. The practical autoencoder has about as much
 # training in epochs times rate: 120 times 0.2, where the paper's has 300 times 0.067.
-_PRETRAINED = {"pretrain_epochs": 120, "pretrain_learning_rate": 0.2, "decay": 0.2}
+_AUTOENCODER = {"epochs": 120, "learning_rate": 0.2, "decay": 0.2}
+_PRETRAINED = {  # the same, so that one autoencoder serves all methods
+    "pretrain_epochs": _AUTOENCODER["epochs"],
+    "pretrain_learning_rate": _AUTOENCODER["learning_rate"],
+    "decay": _AUTOENCODER["decay"],
+}
 _PRETRAINED_PAPER = {"pretrain_epochs": 50, "pretrain_learning_rate": 0.067, "decay": 0.0}
 _DKM_ANNEALED = {"epochs": 200, "weight": 0.1, "alpha": 0.1}  # with --pretrain-epochs 0
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "practical": {
-        "autoencoder": {"epochs": 120, "learning_rate": 0.2, "decay": 0.2},
+        "autoencoder": _AUTOENCODER,
         "dcn": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 2.0},
         "dkm": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.0, "alpha": 1e3},
     },
@@ -187,16 +192,26 @@ def flatten(options: Options) -> dict[str, Any]:
 def parse(args: Sequence[str] | None = None) -> Options:
     """Options from command-line arguments, over those of `--config FILE`, over the defaults.
 
-    Prints help or a one-line complaint and exits where tyro does.
+    With `--resume --out DIR` and no `--config`, the file is that of the run in DIR. Prints help or
+    a complaint and exits where tyro does.
 
     Raises:
-        ConfigError: the file of options cannot be read or has unknown names.
+        ConfigError: the file of options cannot be read, or has unknown names or unfit values.
     """
     args = list(sys.argv[1:] if args is None else args)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
-    file = finder.parse_known_args(args)[0].config
-    from_file = [] if file is None else _as_arguments(read(file))
+    finder.add_argument("--out", type=Path)
+    finder.add_argument("--resume", action="store_true")
+    given = finder.parse_known_args(args)[0]
+    file = given.config
+    if file is None and given.resume and given.out and (given.out / FILE).is_file():
+        file = given.out / FILE
+    from_file = []
+    if file is not None:
+        values = read(file)
+        _check_values(file, values)
+        from_file = _as_arguments(values)
     return tyro.cli(
         Options,
         args=[*from_file, *args],
@@ -227,6 +242,26 @@ def read(file: Path) -> dict[str, Any]:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown option {name!r} in {file}{hint}")
     return values
+
+
+def _check_values(file: Path, values: dict[str, Any]) -> None:
+    """Raise ConfigError for the first value that its option does not take."""
+
+    def fits(values: dict[str, Any]) -> bool:
+        try:
+            tyro.cli(Options, args=_as_arguments(values), console_outputs=False)
+        except SystemExit:
+            return False
+        return True
+
+    if fits(values):
+        return
+    for name, value in values.items():
+        if not fits({name: value}):
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                f"{file}: found {name} = {value!r}, which --{flag} does not take; see --help"
+            )
 
 
 def resolve(options: Options) -> Options:
@@ -267,7 +302,9 @@ def _filled(options, group, name, defaults, method, groups) -> dict[str, Any]:
 
 def _check_ranges(options: Options) -> None:
     flat = flatten(options)
-    for name in ("n_clusters", "limit", "embed_dim", "batch_size", "seeds"):
+    if flat["n_clusters"] is not None and flat["n_clusters"] < 2:
+        raise ConfigError(f"expected --n-clusters >= 2, found {flat['n_clusters']}")
+    for name in ("limit", "embed_dim", "batch_size", "seeds"):
         if flat[name] is not None and flat[name] < 1:
             raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
     for name in ("epochs", "pretrain_epochs", "weight", "alpha", "seed"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class Trained(NamedTuple):
     state: State
     seconds: dict[str, float]  # by phase, of all sessions; compilation only of those cut short
     compile_seconds: dict[str, float]  # by phase, of this session
+    start: tuple[Algorithm, State] | None = None  # the autoencoder that a joint phase began with
 
 
 class Restored(NamedTuple):
@@ -131,42 +133,47 @@ def execute(
         on_epoch: called after every epoch.
 
     Raises:
-        Diverged: see `train.fit`.
+        Diverged: see `train.fit`; the message names the phase and its option.
+        CheckpointError: a checkpoint that is needed is damaged.
     """
     keys = seed_keys(options, seeds)
     todo = phases(options, tuple(x.shape))
-    seconds, compile_seconds, state = {}, {}, pretrained
+    seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:
-        todo = [phase for phase in todo if phase.name != "pretrain"]
-    elif folder is not None and checkpoint.latest(folder / "train") is not None:
-        for phase in todo[:-1]:  # the pretraining is behind us
-            seconds[phase.name] = _seconds_before(folder / phase.name)
-        todo = todo[-1:]
-    for phase in todo:
-        phase_keys = jax.vmap(lambda key, i=phase.stream: jax.random.fold_in(key, i))(keys)
+        *before, joint = todo
+        todo, state = [joint], pretrained
+        start = (before[0].algorithm, pretrained) if before else None
+    for i, phase in enumerate(todo):
         store = None if folder is None else folder / phase.name
-        before = _seconds_before(store)
-        state = _starting_state(phase, phase_keys, x, options, state, store)
-        fitted = train.fit(
-            phase_keys,
-            phase.algorithm,
-            x,
-            epochs=phase.epochs,
-            batch_size=options.training.batch_size,
-            state=state,
-            refresh_every=phase.refresh_every,
-            on_epoch=_epoch_hook(phase, store, before, on_epoch),
-        )
-        state = fitted.state
-        start = time.perf_counter()
-        if phase.cluster:
-            state = train.refresh(phase_keys, phase.algorithm, state, x)
-            jax.block_until_ready(state)
-        seconds[phase.name] = before + fitted.seconds + time.perf_counter() - start
-        compile_seconds[phase.name] = fitted.compile_seconds
-        if store is not None:
-            _save(store, state, seconds[phase.name])
-    return Trained(todo[-1].algorithm, state, seconds, compile_seconds)
+        seconds[phase.name], done = _so_far(store)
+        compile_seconds[phase.name] = 0.0
+        if not done and any(_begun(folder, later) for later in todo[i + 1 :]):
+            seconds[phase.name] = math.nan  # its end was damaged and is not needed any more
+            continue
+        if done:
+            state = load_state(store, phase, keys, x.shape[1:])
+        else:
+            fitted = _train(phase, keys, x, options, state, store, seconds[phase.name], on_epoch)
+            state = fitted.state
+            seconds[phase.name] += fitted.seconds
+            compile_seconds[phase.name] = fitted.compile_seconds
+            if store is not None:
+                _save(store, state, seconds[phase.name], finished=True)
+        if i < len(todo) - 1:
+            start = phase.algorithm, state
+    return Trained(todo[-1].algorithm, state, seconds, compile_seconds, start)
+
+
+def load_state(store: Path, phase: Phase, keys: Key, row: Sequence[int]) -> State:
+    """The newest checkpoint of a phase, for keys [S] and rows of shape `row`. -> state [S, ...].
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of other options.
+    """
+    rows = np.zeros((2, *row), np.float32)
+    return checkpoint.restore(
+        store, jax.eval_shape(lambda: train.init(keys, phase.algorithm, rows))
+    )
 
 
 def restore(folder: Path) -> Restored:
@@ -182,11 +189,10 @@ def restore(folder: Path) -> Restored:
     except OSError:
         raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
     shape = tuple(report["data"]["shape"])
-    algorithm = phases(options, shape)[-1].algorithm
-    rows = np.zeros((2, *shape[1:]), np.float32)
-    target = jax.eval_shape(lambda: train.init(seed_keys(options), algorithm, rows))
-    state = checkpoint.restore(folder / "checkpoint" / "train", target)
-    return Restored(options, algorithm, state, shape[1:], report["chosen"]["run"])
+    phase = phases(options, shape)[-1]
+    store = folder / "checkpoint" / phase.name
+    state = load_state(store, phase, seed_keys(options), shape[1:])
+    return Restored(options, phase.algorithm, state, shape[1:], report["chosen"]["run"])
 
 
 def read_options(folder: Path) -> config.Options:
@@ -220,9 +226,13 @@ def check_same(folder: Path, options: config.Options) -> None:
 
 def drop_damaged(folder: Path) -> list[str]:
     """Remove damaged checkpoints of a run, so that the ones before serve. -> what was removed."""
-    # That of the pretraining is not read again once the phase after it has one.
-    name = "train" if checkpoint.latest(folder / "train") is not None else "pretrain"
-    return [f"step {step} of {name}" for step in checkpoint.drop_damaged(folder / name)]
+    removed = []
+    for name, other in (PHASES, PHASES[::-1]):
+        # Joint training begins again from a sound pretraining, which it needs no more once begun.
+        spare = checkpoint.newest_sound(folder / other) is not None
+        steps = checkpoint.drop_damaged(folder / name, spare=spare)
+        removed += [f"step {step} of {name}" for step in steps]
+    return removed
 
 
 def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]:
@@ -250,28 +260,55 @@ def _falling(rate: float, steps: int, decay: float) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(rate), line], [steps - last])
 
 
-def _starting_state(phase, keys, x, options, before, store) -> State:
+def _train(phase, keys, x, options, before, store, seconds, on_epoch) -> train.Fit:
+    """Train one phase from its newest checkpoint, or from the state of the phase before it."""
     batch_size = options.training.batch_size
+    phase_keys = jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
     if store is not None and checkpoint.latest(store) is not None:
-        target = jax.eval_shape(
-            lambda: train.init(keys, phase.algorithm, x[:2], batch_size=batch_size)
+        state = load_state(store, phase, keys, x.shape[1:])
+    else:
+        state = train.init(phase_keys, phase.algorithm, x, batch_size=batch_size)
+        if before is not None:
+            state = METHODS[options.method.method].warm_start(state, before)
+    try:
+        return train.fit(
+            phase_keys,
+            phase.algorithm,
+            x,
+            epochs=phase.epochs,
+            batch_size=batch_size,
+            state=state,
+            refresh_every=phase.refresh_every,
+            refresh_at_end=phase.cluster,
+            on_epoch=_epoch_hook(phase, store, seconds, on_epoch),
         )
-        return checkpoint.restore(store, target)
-    fresh = train.init(keys, phase.algorithm, x, batch_size=batch_size)
-    if before is None:
-        return fresh
-    return METHODS[options.method.method].warm_start(fresh, before)
+    except train.Diverged as error:
+        rate = "pretrain-learning-rate" if phase.name == "pretrain" else "learning-rate"
+        now = getattr(options.training, rate.replace("-", "_"))
+        message = str(error).split(";")[0]
+        raise train.Diverged(
+            f"{message} of phase {phase.name}; lower --{rate} (now {now:g}) or scale the data"
+        ) from None
 
 
-def _seconds_before(store: Path | None) -> float:
-    """Seconds of training that the newest checkpoint of a phase stands for."""
+def _begun(folder: Path | None, phase: Phase) -> bool:
+    return folder is not None and checkpoint.latest(folder / phase.name) is not None
+
+
+def _so_far(store: Path | None) -> tuple[float, bool]:
+    """Seconds of training that the newest checkpoint of a phase stands for, and if it is the end.
+
+    NaN where it was not recorded.
+    """
     if store is None or checkpoint.latest(store) is None:
-        return 0.0
-    return checkpoint.metadata(store).get("seconds", 0.0)
+        return 0.0, False
+    known = checkpoint.metadata(store)
+    return known.get("seconds", math.nan), known.get("finished", False)
 
 
-def _save(store: Path, state: State, seconds: float) -> None:
-    checkpoint.save(store, state, step=int(state.step[0]), metadata={"seconds": seconds})
+def _save(store: Path, state: State, seconds: float, *, finished: bool = False) -> None:
+    known = {"seconds": seconds, "finished": finished}
+    checkpoint.save(store, state, step=int(state.step[0]), metadata=known)
 
 
 def _epoch_hook(phase: Phase, store: Path | None, before: float, on_epoch: OnEpoch | None):

@@ -46,6 +46,7 @@ def fit(
     batch_size: int = 256,
     state: State | None = None,
     refresh_every: int = 1,
+    refresh_at_end: bool = False,
     resident: bool | None = None,
     on_epoch: Callable[[int, State, dict[str, np.ndarray]], None] | None = None,
 ) -> Fit:
@@ -61,6 +62,7 @@ def fit(
             of its steps decides the epoch. None starts from `algorithm.init`.
         refresh_every: epochs between calls of `algorithm.refresh`, which comes first in an epoch;
             0 never calls it.
+        refresh_at_end: call it once more after the last epoch: the k-means of an autoencoder.
         resident: keep all rows on the device, an epoch being one compiled call; or stream batches
             from the host. None streams memory maps, lazy rows, and what would fill over half of
             the device.
@@ -87,7 +89,7 @@ def fit(
     refresh_due = [refresh_every > 0 and e % refresh_every == 0 for e in range(epochs)]
     first = int(state.step[0]) // steps
     run_epoch, run_refresh, compile_seconds = loop(
-        keys, algorithm, x, state, batch_size, any(refresh_due[first:])
+        keys, algorithm, x, state, batch_size, any(refresh_due[first:]) or refresh_at_end
     )
     history, start = [], time.perf_counter()
     for epoch in range(first, epochs):
@@ -98,6 +100,8 @@ def fit(
         _check_finite(history[-1].get("loss"), epoch)
         if on_epoch is not None:
             on_epoch(epoch + 1, state, history[-1])
+    if refresh_at_end:
+        state = run_refresh(state, epochs)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - start
     metrics = {name: np.stack([row[name] for row in history]) for name in (history or [{}])[0]}

@@ -3,8 +3,9 @@
     python scripts/train_deep_kmeans.py                             # digits, minutes on a laptop
     python scripts/train_deep_kmeans.py --data mnist --method autoencoder --seeds 10
     python scripts/train_deep_kmeans.py --data my_table.csv --n-clusters 8
+    python scripts/train_deep_kmeans.py --resume --out runs/mnist-autoencoder
 
-What to expect of time and scores is in the README, written there by scripts/reproduce.py.
+What scores to expect is in the README, written there by scripts/reproduce.py.
 """
 
 import contextlib
@@ -19,16 +20,21 @@ from deepclust_jax import config
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    out = None
     try:
         options = config.resolve(config.parse(args))
+        out = options.run.out
         return train_and_report(options)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        hint = f"; go on with --resume --out {out}" if out and is_run(out) else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError", "Diverged"):
+        name = type(error).__name__
+        if name not in ("ConfigError", "DataError", "CheckpointError", "Diverged"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        again = f"; --overwrite replaces the run in {out}" if name == "Diverged" else ""
+        print(f"error: {error}{again}", file=sys.stderr)
         return 2
 
 
@@ -50,6 +56,7 @@ def train_and_report(options: config.Options) -> int:
     options = with_clusters(options, dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
     folder = prepare_folder(options, dataset.checksum)
+    print(facts(options, dataset, labels))
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint"):
             print(f"damaged checkpoint removed: {dropped}; going on from the one before")
@@ -66,6 +73,21 @@ def train_and_report(options: config.Options) -> int:
     print(tables.score_table(report))
     print(f"Run directory: {folder}")
     return 0
+
+
+def facts(options: config.Options, dataset, labels) -> str:
+    """One line on what is clustered, how and on what, so that a wrong guess is seen at once."""
+    import jax
+
+    shape = " x ".join(map(str, dataset.x.shape))
+    scaling = dataset.preprocessing.settings.get("scaling", "own features")
+    scored = "no labels" if labels is None else f"{len(set(labels.tolist()))} classes for scores"
+    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    return (
+        f"{options.data.data}: {shape} ({dataset.kind}, scaling {scaling}, {scored}); "
+        f"{options.method.method}, k = {options.data.n_clusters}, {options.run.seeds} seeds; "
+        f"jax {jax.__version__}, {device}"
+    )
 
 
 def with_clusters(options: config.Options, dataset) -> config.Options:
@@ -108,7 +130,10 @@ def check_folder(options: config.Options) -> None:
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(parent, os.W_OK):
         raise config.ConfigError(f"no permission to write --out {out}; choose another folder")
-    free = shutil.disk_usage(parent).free
+    usage = shutil.disk_usage(parent)
+    if usage.total == 0:  # such as /proc
+        raise config.ConfigError(f"no files can be written to --out {out}; choose another folder")
+    free = usage.free
     if free < 2**26:
         raise config.ConfigError(f"expected 64 MiB free for --out {out}, found {free // 2**20} MiB")
 
@@ -154,8 +179,6 @@ def start_jax(options: config.Options) -> None:
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    versions = f"jax {jax.__version__}, {len(jax.devices())} x {jax.devices()[0].device_kind}"
-    print(f"{options.data.data}: {options.method.method}, {options.run.seeds} seeds ({versions})")
 
 
 @contextlib.contextmanager

@@ -156,10 +156,13 @@ def test_a_damaged_newest_step_is_dropped_for_the_one_before(saved):
     assert checkpoint.drop_damaged(saved / "nowhere") == []
 
 
-def test_the_only_step_is_never_dropped(saved):
+def test_the_only_step_is_not_dropped(saved):
     file = biggest_file(saved)
     file.write_bytes(file.read_bytes()[:-10])
     assert checkpoint.drop_damaged(saved) == [] and checkpoint.latest(saved) == 3
+    assert checkpoint.newest_sound(saved) is None
+    # ... unless something else serves in its place.
+    assert checkpoint.drop_damaged(saved, spare=True) == [3] and checkpoint.latest(saved) is None
 
 
 def test_a_step_with_a_damaged_header_is_not_the_latest(saved):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepclust_jax import data
-from deepclust_jax.data import files, tables
+from deepclust_jax.data import files, preprocessing, tables
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(12, 3)) * [1.0, 10.0, 100.0]
@@ -81,6 +81,51 @@ def test_label_columns_are_apart(tmp_path, column):
     assert dataset.names == ("u", "v", "w")
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_an_index_that_pandas_wrote_is_no_feature(tmp_path, name):
+    """Trap: `to_csv()` writes the row numbers, the largest "feature" of all."""
+    rows = np.column_stack([np.arange(12.0), TABLE])
+    path = write_csv(tmp_path / "t.csv", rows, [name, "u", "v", "w"])
+    fails("counts the rows, as an index that pandas wrote; write the table with index=False", path)
+    # A nameless column of measurements, or a count that has a name, is a feature.
+    rows[:, 0] = rows[::-1, 0]
+    path = write_csv(tmp_path / "t.csv", rows, [name, "u", "v", "w"])
+    assert data.load(path)[0].x.shape == (12, 4)
+    path = write_csv(tmp_path / "t.csv", rows[::-1], ["day", "u", "v", "w"])
+    assert data.load(path)[0].x.shape == (12, 4)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_columns_of_new_data_are_matched_by_name(tmp_path, ending):
+    """Trap: columns in another order are assigned as if they were in the old one."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def table(names, columns):
+        path = tmp_path / f"t.{ending}"
+        if ending == "csv":
+            return write_csv(path, TABLE[:, columns], names)
+        values = {name: TABLE[:, i] for name, i in zip(names, columns, strict=True)}
+        parquet.write_table(pyarrow.table(values), path)
+        return path
+
+    trained, _ = data.load(table(["u", "v", "w"], [0, 1, 2]))
+    assert trained.preprocessing.columns == ("u", "v", "w")
+    preprocessing.save(trained.preprocessing, tmp_path)
+    stored = preprocessing.load(tmp_path)
+    turned, _ = data.load(table(["w", "u", "v"], [2, 0, 1]), preprocessing=stored)
+    np.testing.assert_array_equal(turned.x, trained.x)
+    assert turned.names == ("u", "v", "w")
+    other = table(["u", "v", "x"], [0, 1, 2])
+    fails("missing 'w'; unexpected 'x'); rename", other, preprocessing=stored)
+    fails("missing 'w')", table(["u", "v"], [0, 1]), preprocessing=stored)
+    # Without names there is nothing but the order.
+    np.save(tmp_path / "t.npy", TABLE)
+    np.testing.assert_array_equal(
+        data.load(tmp_path / "t.npy", preprocessing=stored)[0].x, trained.x
+    )
+
+
 def test_numeric_label_column_of_parquet_is_no_feature(tmp_path):
     import pyarrow
     from pyarrow import parquet
@@ -128,7 +173,7 @@ def test_wrong_labels(tmp_path):
     fails("not a plain array", path, labels=tmp_path / "objects.npy")
     fails("no labels y: found neither a column nor a file", "digits", labels="y")
     both = write_csv(tmp_path / "two.csv", TABLE, ["u", "label", "class"])
-    fails("found label and class; name the label column", both)
+    fails("found label and class; say which are the labels", both)
 
 
 def test_arrays_by_shape_and_kind(tmp_path):
@@ -142,7 +187,7 @@ def test_arrays_by_shape_and_kind(tmp_path):
     flat = data.load(tmp_path / "p.npy", kind="tabular")[0]
     assert (flat.kind, flat.x.shape) == ("tabular", (6, 60))
     assert data.load(tmp_path / "f.npy", kind="image")[0].x.max() == 1.0
-    fails("kind='tabular' flattens rows", tmp_path / "f.npy")
+    fails("kind tabular flattens rows", tmp_path / "f.npy")
     np.save(tmp_path / "first.npy", PICTURES.transpose(0, 3, 1, 2).repeat(2, axis=3))
     fails("channels last", tmp_path / "first.npy")
     fails("expected audio data, found an array", tmp_path / "p.npy", kind="audio")

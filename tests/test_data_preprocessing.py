@@ -43,6 +43,12 @@ def test_counts_by_hand():
     np.testing.assert_allclose(x, (logs - logs.mean(axis=0)) / logs.std(axis=0), rtol=1e-6)
     with pytest.raises(data.DataError, match="negative values"):
         preprocessing.fit(np.array([[1, -1], [2, 2]]), "tabular", "counts")
+    with pytest.raises(data.DataError, match="found fractions"):
+        preprocessing.fit(np.array([[1.0, 2.5], [2.0, 2.0]]), "tabular", "counts")
+    with pytest.raises(data.DataError, match="negative values"):
+        preprocessing.apply(p, np.array([[1, -1]]))
+    whole = preprocessing.fit(counts.astype(np.float32), "tabular", "counts")
+    np.testing.assert_array_equal(whole.arrays["mean"], p.arrays["mean"])
 
 
 def test_large_offsets_survive():
@@ -64,7 +70,7 @@ def test_constant_features_stay_zero_in_new_data():
 
 @pytest.mark.parametrize("name", ["standard", "range", "counts", "none"])
 def test_blocks_and_single_rows_give_the_same_bits(monkeypatch, name):
-    raw = RNG.integers(0, 50, size=(40, 6)) + 0.5
+    raw = RNG.integers(0, 50, size=(40, 6)) + (0.0 if name == "counts" else 0.5)
     p, x = fitted(raw, scaling=name)
     for i in (0, 17, 39):
         np.testing.assert_array_equal(preprocessing.apply(p, raw[i : i + 1])[0], x[i])
@@ -261,7 +267,7 @@ def test_checksum_depends_on_values_type_and_shape_only():
         ("unknown kind 'picture'", {"kind": "picture"}),
         ("unknown scaling 'minmax'", {"scaling": "minmax"}),
         ("at least 1, found 0", {"limit": 0}),
-        ("text takes only scaling='auto'", {"kind": "text", "scaling": "none"}),
+        ("text takes only the scaling auto", {"kind": "text", "scaling": "none"}),
         ("table of counts", {"scaling": "counts"}),
         ("either scaling or a stored", {"scaling": "none", "preprocessing": fitted(np.eye(3))[0]}),
     ],

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from sklearn.cluster import KMeans
 
-from deepclust_jax import checkpoint, config, data, metrics, run
+from deepclust_jax import checkpoint, config, data, metrics, run, train
 from deepclust_jax.data import arrays
-from deepclust_jax.report import logs, tables
+from deepclust_jax.report import baselines, logs, tables
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--hidden 16 8 --embed-dim 3 --seeds 3 --pretrain-epochs 2 --epochs 2 --limit 200"
@@ -146,6 +147,25 @@ def test_scores_of_every_seed_agree_with_the_arrays(base, digits):
     assert report["oracle"] == int(np.argmax(report["external"]["accuracy"]["values"]))
 
 
+def test_the_report_shows_simpler_ways_on_the_same_rows_and_seeds(base, digits):
+    found = {way["name"]: way["external"] for way in report_of(base.folder)["baselines"]}
+    assert set(found) == {baselines.ROWS, baselines.START}
+    options = run.read_options(base.folder)
+    dataset, _ = data.load("digits", limit=200)
+    first = run.phases(options, dataset.x.shape)[0]
+    store = base.folder / "checkpoint" / "pretrain"
+    state = run.load_state(store, first, run.seed_keys(options), dataset.x.shape[1:])
+    labels = train.embed(first.algorithm, state, dataset.x)[1]
+    for s in range(3):
+        expected = metrics.accuracy(digits[1], labels[s])
+        assert found[baselines.START]["accuracy"]["values"][s] == pytest.approx(float(expected))
+        rows = KMeans(10, n_init=20, random_state=s).fit_predict(dataset.x.reshape(200, -1))
+        assert found[baselines.ROWS]["accuracy"]["values"][s] == pytest.approx(
+            metrics.accuracy(digits[1], rows), abs=0.05
+        )
+    assert f"{100 * found[baselines.ROWS]['accuracy']['mean']:.1f} ± " in base.out
+
+
 def test_report_says_how_and_on_what_it_was_computed(base, digits):
     report = report_of(base.folder)
     for name in ("seconds", "compile_seconds"):
@@ -179,7 +199,8 @@ def test_checkpoints_logs_and_figures(base):
 
 def test_the_table_is_all_that_is_printed_where_there_is_no_terminal(base):
     first, *table, last = base.out.splitlines()
-    assert first.startswith("digits: dcn, 3 seeds (jax ")
+    assert first.startswith("digits: 200 x 8 x 8 x 1 (image, scaling range, 10 classes for scores)")
+    assert f"dcn, k = 10, 3 seeds; jax {jax.__version__}" in first
     assert "\n".join(table) == tables.score_table(report_of(base.folder))
     assert last == f"Run directory: {base.folder}"
 
@@ -266,12 +287,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(base, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         interrupt(patch, phase, 2)
         stopped = call(TRAIN, *TINY, "--out", out)
-    assert stopped.code == 130 and "--resume" in stopped.err
+    assert stopped.code == 130 and f"--resume --out {out}" in stopped.err
     assert checkpoint.latest(out / "checkpoint" / phase) == 1
     assert len(logs.read_metrics(out)[phase]["loss"]) == 2  # one more than was saved
     assert "not finished" in refused(CLUSTER, out, "digits", "--labels-out", tmp_path / "l.npy")
 
-    done(TRAIN, *TINY, "--out", out, "--resume")
+    done(TRAIN, "--out", out, "--resume")  # the folder knows the options
     assert results(out) == results(base.folder)
     assert report_of(out)["external"] == report_of(base.folder)["external"]
     with (out / "metrics.csv").open(newline="") as file:
@@ -285,9 +306,7 @@ def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path,
     with monkeypatch.context() as patch:
         interrupt(patch, "train", 3)
         call(TRAIN, *TINY, "--out", out, "--epochs", "3")
-    arrays = out / "checkpoint" / "train" / "2" / "arrays"
-    file = max((f for f in arrays.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    file.write_bytes(file.read_bytes()[:-10])
+    damage(out / "checkpoint" / "train" / "2")
     said = done(TRAIN, *TINY, "--out", out, "--epochs", "3", "--resume")
     assert "damaged checkpoint removed: step 2 of train" in said
     whole = tmp_path / "whole"
@@ -295,6 +314,49 @@ def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path,
     assert results(out) == results(whole)
     seconds = report_of(out)["seconds"]
     assert set(seconds) == {"pretrain", "train"} and min(seconds.values()) > 0
+
+
+def damage(folder: Path) -> None:
+    """Cut ten bytes off the largest file of a checkpoint."""
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_one_sound_phase_is_enough_to_go_on_from(base, tmp_path, phase):
+    """Trap: a damaged checkpoint that a run does not need, or can make again, stops it."""
+    out = shutil.copytree(base.folder, tmp_path / "run")
+    for step in (out / "checkpoint" / phase).iterdir():
+        damage(step)
+    assert f"of {phase}" in done(TRAIN, "--out", out, "--resume")
+    assert results(out) == results(base.folder)
+    ways = [way["name"] for way in report_of(out)["baselines"]]
+    assert (baselines.START in ways) == (phase == "train")
+
+
+def test_resuming_a_finished_run_trains_and_counts_nothing_again(base, tmp_path, monkeypatch):
+    out = shutil.copytree(base.folder, tmp_path / "run")
+    monkeypatch.setattr(train, "fit", None)
+    done(TRAIN, "--out", out, "--resume")
+    assert report_of(out)["seconds"] == report_of(base.folder)["seconds"]
+    assert results(out) == results(base.folder)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_a_diverged_run_says_what_to_change_and_how_to_try_again(tmp_path, phase):
+    flag = "--pretrain-learning-rate" if phase == "pretrain" else "--learning-rate"
+    message = refused(TRAIN, *TINY, "--out", tmp_path / "run", flag, "1e18")
+    assert f"of phase {phase}; lower {flag} (now 1e+18)" in message
+    assert f"--overwrite replaces the run in {tmp_path / 'run'}" in message
+
+
+def test_interrupted_before_there_is_a_run_promises_no_resume(tmp_path, monkeypatch):
+    def load(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "load", load)
+    stopped = call(TRAIN, *TINY, "--out", tmp_path / "run")
+    assert (stopped.code, stopped.err) == (130, "interrupted\n")
 
 
 def test_resume_with_other_options_names_the_difference(base):
@@ -379,7 +441,7 @@ def test_bad_data_are_refused_before_anything_is_written(tmp_path, case):
     [
         (["--n-clusters", "3", "--labels", "y.npy"], "9 labels, but rows.npy has 10 rows"),
         (["--n-clusters", "3", "--labels", "none.npy"], "none.npy"),
-        (["--n-clusters", "1"], "2 <= --n-clusters"),
+        (["--n-clusters", "1"], "--n-clusters >= 2"),
         ([], "--n-clusters is needed"),
         (["--n-clusters", "3", "--augment", "affine"], "--augment affine needs images"),
         (["--n-clusters", "3", "--network", "conv"], "--network conv needs images"),
@@ -402,6 +464,12 @@ def test_no_space_is_found_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert "found 1 MiB" in refused(TRAIN, *TINY, "--out", tmp_path / "a" / "b")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_place_without_room_for_files_is_not_called_full(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(total=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "no files can be written" in refused(TRAIN, *TINY, "--out", tmp_path / "a")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepclust_jax.data import arrays, files, labelling, named
+from deepclust_jax.data import arrays, files, labelling, named, tables
 from deepclust_jax.data import preprocessing as prep
 from deepclust_jax.data.clips import Clips
 from deepclust_jax.data.errors import DataError
@@ -46,7 +46,8 @@ def load(
                    jsonl; labels are numbered in sorted order
     kind           overrides what the data look like: tabular, image, text, audio
     scaling        auto, range, standard, counts, none (scaling.py)
-    preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run
+    preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run;
+                   columns of a table are then matched by their names
     limit          keep the first `limit` rows of a fixed permutation of the rows
 
     Raises DataError, one line, for every input that cannot be clustered.
@@ -55,6 +56,9 @@ def load(
     entry = _entry(source)
     name = str(source) if entry else Path(source).name
     found = _read(source, labels, entry)
+    if preprocessing is not None and found.names and preprocessing.columns:
+        ordered = tables.in_order(found.raw, found.names, preprocessing.columns, name)
+        found = found._replace(raw=ordered, names=preprocessing.columns)
     raw = as_kind(found.raw, kind or (entry.kind if entry else None), name)
     arrays.check(raw, name, fitting=preprocessing is None)
     y = labelling.resolve(found.labels, None if found.from_column else labels, len(raw), name)
@@ -65,7 +69,7 @@ def load(
     if preprocessing is None:
         if scaling == "auto" and entry and kind == entry.kind:
             scaling = entry.scaling
-        preprocessing = prep.fit(raw, kind, scaling)
+        preprocessing = prep.fit(raw, kind, scaling, columns=found.names)
     prep.check_fits(preprocessing, raw, kind)
     lazy = isinstance(raw, np.memmap)
     x = prep.Rows(preprocessing, raw) if lazy else prep.apply(preprocessing, raw)
@@ -133,15 +137,15 @@ def as_kind(raw: arrays.Raw, kind: str | None, name: str) -> arrays.Raw:
     if not pictures:
         raise DataError(
             f"{name}: found {raw.dtype} values of shape {raw.shape}; expected rows [n, d], or "
-            "pictures [n, h, w] or [n, h, w, c] (uint8, or any numbers with kind='image'); "
-            "kind='tabular' flattens rows"
+            "pictures [n, h, w] or [n, h, w, c] (uint8, or any numbers as kind image); "
+            "kind tabular flattens rows"
         )
     if raw.ndim == 3:
         return raw[..., None]
     if kind is None and raw.shape[3] > 4:
         raise DataError(
             f"{name}: found pictures of shape {raw.shape[1:]}; expected [h, w, c] with at most 4 "
-            "channels, channels last: move the axis with numpy.moveaxis, or pass kind='image'"
+            "channels, channels last: move the axis with numpy.moveaxis, or choose the kind image"
         )
     return raw
 

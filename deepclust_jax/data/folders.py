@@ -69,7 +69,7 @@ def _pictures(paths: list[Path]) -> np.ndarray:
         if mode not in GREY_MODES + COLOUR_MODES:
             raise DataError(
                 f"{path} has pixels of mode {mode}, which do not fit in bytes; expected 8-bit grey "
-                "or colour: convert it, or save the values as .npy and pass kind='image'"
+                "or colour: convert it, or save the values as .npy and choose the kind image"
             )
     mode = "L" if all(mode in GREY_MODES for _, mode in heads) else "RGB"
     x = np.empty((len(paths), size[1], size[0], 1 if mode == "L" else 3), np.uint8)

@@ -1,7 +1,7 @@
 """From raw rows to what networks train on: fitted once, stored without pickle, applied again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ class Preprocessing:
     kind: str  # one of KINDS
     settings: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the features, empty where the table had none or the rows are no table."""
+        return tuple(self.settings.get("columns", ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +53,10 @@ class Rows:
         return apply(self.preprocessing, np.asarray(self.raw[rows]))
 
 
-def fit(raw: arrays.Raw, kind: str, scaling: str = "auto") -> Preprocessing:
-    """Preprocessing fitted to these rows.
+def fit(
+    raw: arrays.Raw, kind: str, scaling: str = "auto", *, columns: Sequence[str] = ()
+) -> Preprocessing:
+    """Preprocessing fitted to these rows; `columns` are the names of a table's features, if any.
 
     "auto" scales pictures by "range" and tables by "standard" (see scaling.py); texts and sounds
     have their own features and take only "auto". Raises DataError for an unknown kind or scaling.
@@ -64,6 +71,7 @@ def fit(raw: arrays.Raw, kind: str, scaling: str = "auto") -> Preprocessing:
     if scaling == "auto":
         scaling = "range" if kind == "image" else "standard"
     settings = {"scaling": scaling, "shape": list(raw.shape[1:]), "bytes": raw.dtype == np.uint8}
+    settings |= {"columns": list(columns)} if kind == "tabular" else {}
     constants = scalings.fit(raw, scaling, pictures=kind == "image")
     return Preprocessing(kind, settings, constants)
 
@@ -77,7 +85,7 @@ def check_options(kind: str | None, scaling: str) -> None:
             f"unknown scaling {scaling!r}; expected auto, {', '.join(scalings.SCALINGS)}"
         )
     if kind in ("text", "audio") and scaling != "auto":
-        raise DataError(f"{kind} takes only scaling='auto', found {scaling!r}")
+        raise DataError(f"{kind} takes only the scaling auto, found {scaling!r}")
 
 
 def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
@@ -99,7 +107,7 @@ def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
             if not np.isfinite(x[rows]).all():
                 raise DataError(
                     f"scaling {p.settings['scaling']!r} leaves values beyond float32 (3.4e38); "
-                    "use scaling='standard'"
+                    "use the scaling standard"
                 )
     return x
 

@@ -25,11 +25,10 @@ def fit(x: np.ndarray, scaling: str, *, pictures: bool) -> dict[str, np.ndarray]
         return _fit_range(x, pictures)
     if scaling == "standard":
         return moments(lambda: _blocks(x), len(x))
-    if x.ndim != 2 or any((np.asarray(x[rows]) < 0).any() for rows in arrays.row_blocks(x.shape)):
-        raise DataError(
-            "scaling 'counts' expects a table of counts >= 0, found negative values or "
-            f"another shape {x.shape}; use scaling='standard'"
-        )
+    if x.ndim != 2:
+        raise DataError(f"scaling 'counts' expects a table, found shape {x.shape}")
+    for block in _blocks(x):
+        _check_counts(block)
     totals = np.concatenate([block.sum(axis=1) for block in _blocks(x)])
     total = np.median(totals[totals > 0]) if (totals > 0).any() else np.float64(1.0)
     logs = moments(lambda: (_log_counts(block, total) for block in _blocks(x)), len(x))
@@ -44,6 +43,7 @@ def transform(block: np.ndarray, scaling: str, constants: dict[str, np.ndarray])
     if scaling == "range":
         return (x - constants["offset"]) / constants["span"]
     if scaling == "counts":
+        _check_counts(x)
         x = _log_counts(x, constants["total"])
     return (x - constants["mean"]) * constants["multiplier"]  # features are the last axes
 
@@ -78,6 +78,15 @@ def _fit_range(x: np.ndarray, pictures: bool) -> dict[str, np.ndarray]:
         low, high = 0.0, 255.0 if high > FEW_LEVELS else high
     span = high - low
     return {"offset": np.float64(low), "span": np.float64(span if span > 0 else 1.0)}
+
+
+def _check_counts(block: np.ndarray) -> None:
+    found = "negative values" if (block < 0).any() else "fractions"
+    if found == "negative values" or (block != np.floor(block)).any():
+        raise DataError(
+            f"scaling 'counts' expects a table of counts (0, 1, 2, ...), found {found}; give the "
+            "counts as they were measured, or use the scaling standard"
+        )
 
 
 def _log_counts(block: np.ndarray, total: np.ndarray) -> np.ndarray:

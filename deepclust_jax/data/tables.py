@@ -1,7 +1,7 @@
 """Tables of numbers from csv and parquet; the label column never becomes a feature.
 
 Columns called label, labels, class or target (in any case) are never features: one of them, or the
-column named by `labels=`, becomes the labels.
+column that `labels` names, becomes the labels. An index that was written with the table is refused.
 """
 
 import csv
@@ -14,6 +14,9 @@ from deepclust_jax.data import labelling
 from deepclust_jax.data.errors import DataError
 
 Table = tuple[np.ndarray, Sequence | None, tuple[str, ...]]  # values [n, d], labels, names
+
+# How pandas calls the index of a table where it writes or reads it as a column.
+_INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
 
 
 def read_csv(path: Path, labels: str | None) -> Table:
@@ -43,6 +46,8 @@ def _read_csv(path: Path, labels: str | None) -> Table:
     columns = names or [str(i) for i in range(len(first))]
     label, features = split_columns(names, len(first), labels, path)
     values = _csv_values(path, separator, header, features, columns)
+    if names:
+        _refuse_index(path, names, features, values)
     # NumPy does not look at the length of rows when it skips columns.
     y = None
     if len(features) < len(columns):
@@ -64,12 +69,47 @@ def split_columns(
     if label is None and reserved:
         if len(reserved) > 1:
             both = " and ".join(names[i] for i in reserved)
-            raise DataError(f"{path}: found {both}; name the label column with labels=")
+            raise DataError(f"{path}: found {both}; say which are the labels (option labels)")
         label = reserved[0]
     features = [i for i in range(width) if i != label and i not in reserved]
     if not features:
         raise DataError(f"{path}: expected at least one column of numbers beside the labels")
     return label, features
+
+
+def in_order(
+    values: np.ndarray, names: Sequence[str], expected: Sequence[str], source: str
+) -> np.ndarray:
+    """The columns of a table by the names that a stored run expects, in its order. -> [n, d].
+
+    Raises DataError unless both have the same names, each of them once.
+    """
+    if list(names) == list(expected):
+        return values
+    missing = [name for name in expected if name not in names]
+    more = [name for name in names if name not in expected]
+    if missing or more or len(set(names)) < len(names) or len(names) != len(expected):
+        found = "; ".join(
+            f"{what} {_short(', '.join(map(repr, which)))}"
+            for what, which in (("missing", missing), ("unexpected", more))
+            if which
+        )
+        raise DataError(
+            f"{source}: expected the columns that the run was trained on, found others "
+            f"({found or 'a name twice'}); rename, add or drop columns"
+        )
+    return values[:, [list(names).index(name) for name in expected]]
+
+
+def _refuse_index(path: Path, names: Sequence[str], features: list[int], values) -> None:
+    """Raise DataError for a nameless column that only counts the rows: it would be a feature."""
+    for place, column in enumerate(features):
+        counts = np.array_equal(values[:, place], np.arange(len(values)))
+        if names[column] in _INDEX_NAMES and counts:
+            raise DataError(
+                f"{path}: column {column} has no name and counts the rows, as an index that pandas "
+                "wrote; write the table with index=False, or drop the column"
+            )
 
 
 def _short(text: str, length: int = 200) -> str:
@@ -126,7 +166,7 @@ def _explain_cell(path, separator, header, features, columns) -> None:
                 found = repr(_short(row[j], 40)) if row[j].strip() else "an empty cell"
                 raise DataError(
                     f"{path}: column {columns[j]!r}, row {i - header} (counted from 0): expected a "
-                    f"number, found {found}; drop the column, or give it as labels="
+                    f"number, found {found}; drop the column, or name it by the option labels"
                 )
 
 
@@ -173,7 +213,7 @@ def read_parquet(path: Path, labels: str | None) -> Table:
         if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
             raise DataError(
                 f"{path}: column {names[i]!r} holds {kind}, expected numbers; drop the column, or "
-                "give it as labels="
+                "name it by the option labels"
             )
         if table.column(i).null_count:
             raise DataError(
@@ -181,5 +221,6 @@ def read_parquet(path: Path, labels: str | None) -> Table:
                 "remove these rows or fill the values in"
             )
     values = np.column_stack([table.column(i).to_numpy() for i in features])
+    _refuse_index(path, names, features, values)
     y = None if label is None else table.column(label).to_pylist()
     return values, y, tuple(names[i] for i in features)

@@ -9,7 +9,7 @@ import numpy as np
 
 from deepclust_jax import config, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
-from deepclust_jax.report import environment, figures, logs, scores
+from deepclust_jax.report import baselines, environment, figures, logs, scores
 
 
 def write(
@@ -27,6 +27,14 @@ def write(
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
     report = scores.score_population(labels_all, iter(z_all), objectives, labels)
+    report["baselines"] = []
+    if labels is not None:
+        keys = run.seed_keys(options)
+        simpler = baselines.labels_of(keys, dataset.x, options.data.n_clusters, trained)
+        report["baselines"] = [
+            {"name": name, "external": scores.external(clusters, labels)}
+            for name, clusters in simpler.items()
+        ]
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, options.data.n_clusters)

@@ -50,9 +50,13 @@ def score_population(
         "cluster_sizes": np.bincount(kept[kept >= 0], minlength=labels_all.max() + 1).tolist(),
     }
     if y is not None:
-        external = [_floats(metrics.external_scores(y, labels)) for labels in labels_all]
-        scores["external"] = _columns(external)
+        scores["external"] = external(labels_all, y)
     return scores | {"oracle": oracle(scores)}
+
+
+def external(labels_all: np.ndarray, y: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Scores of S runs against true classes, as in `score_population`. [S, n], [n]."""
+    return _columns([_floats(metrics.external_scores(y, labels)) for labels in labels_all])
 
 
 def choose(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[int, str]:

@@ -15,6 +15,7 @@ def score_table(report: Mapping[str, Any]) -> str:
     Columns: mean ± std over seeds (the mean alone for one run), the run chosen without labels
     and, if there are labels, the best run by labels, marked as oracle. Scores against labels and
     the agreement between runs (ARI) are in percent, internal scores and the loss as they are.
+    With labels a second table shows the method beside simpler ones.
     """
     chosen, best = report["chosen"]["run"], report["oracle"]
     runs = [chosen] if best is None else [chosen, best]
@@ -29,11 +30,23 @@ def score_table(report: Mapping[str, Any]) -> str:
     for name, score in _ordered(report["internal"]):
         rows.append(_row(name, score, runs, _number))
     rows.append(_row("final loss", report["objective"], runs, _number))
-    lines = [*_align(rows), "", report["chosen"]["reason"]]
+    lines = [*_align(rows), "", *_comparison(report), report["chosen"]["reason"]]
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")
     sizes = " ".join(str(size) for size in report["cluster_sizes"])
     return "\n".join([*lines, f"Cluster sizes of run {chosen}: {sizes}"])
+
+
+def _comparison(report: Mapping[str, Any]) -> list[str]:
+    """The method beside the baselines on the same rows and seeds; nothing without baselines."""
+    if not report.get("baselines"):
+        return []
+    rows = [["same rows and seeds", *(f"{name} [%]" for name in FIRST)]]
+    own = {"name": report["options"]["method"], "external": report["external"]}
+    for way in [*report["baselines"], own]:
+        scores = (_row("", way["external"][score], [], _percent)[1] for score in FIRST)
+        rows.append([way["name"], *scores])
+    return [*_align(rows), ""]
 
 
 def _ordered(scores: Mapping[str, Any]) -> list[tuple[str, Any]]:
