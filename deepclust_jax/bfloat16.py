@@ -14,7 +14,8 @@ from deepclust_jax.types import Array
 def product(x: Array, w: Array) -> Array:
     """x @ w with both factors rounded to bfloat16. [b, i], [i, o] -> [b, o] float32.
 
-    Its derivatives are products of the same kind.
+    Its derivatives are products of the same kind, also the second ones. Reverse mode only, as of
+    every `jax.custom_vjp`.
     """
     return _dot(_narrow(x), _narrow(w), 1, 0)
 
@@ -33,10 +34,7 @@ def _forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     (x, w), g = saved, _narrow(g)
-    by_weight = jax.lax.platform_dependent(
-        x, g, cpu=_product_over_rows_cpu, default=lambda x, g: _dot(x, g, 0, 0)
-    )
-    return _dot(g, w, 1, 1), by_weight
+    return _dot(g, w, 1, 1), _product_over_rows(x, g)
 
 
 product.defvjp(_forward, _backward)
@@ -49,6 +47,22 @@ def _narrow(x: Array) -> Array:
 def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     numbers = (((axis_a,), (axis_b,)), ((), ()))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _product_over_rows(x: Array, g: Array) -> Array:
+    """x^T g: [b, i], [b, o] -> [i, o]; with a derivative, which JAX finds none of for bit casts."""
+    return jax.lax.platform_dependent(
+        x, g, cpu=_product_over_rows_cpu, default=lambda x, g: _dot(x, g, 0, 0)
+    )
+
+
+def _over_rows_backward(saved: tuple[Array, Array], c: Array) -> tuple[Array, Array]:
+    (x, g), c = saved, _narrow(c)
+    return _narrow(_dot(g, c, 1, 1)), _narrow(_dot(x, c, 1, 0))
+
+
+_product_over_rows.defvjp(lambda x, g: (_product_over_rows(x, g), (x, g)), _over_rows_backward)
 
 
 def _product_over_rows_cpu(x: Array, g: Array) -> Array:

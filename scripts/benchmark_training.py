@@ -76,6 +76,7 @@ def measure(options: Options) -> None:
     from deepclust_jax import data
     from deepclust_jax.report import environment, scores
 
+    used = memory(options.data)  # first: if this fails no measurement is lost
     dataset, _ = data.load(options.data, limit=options.limit)
     x = np.asarray(dataset.x).reshape(len(dataset.x), -1)
     seconds: dict[str, list[float]] = {name: [] for name in (*OURS, *PEERS)}
@@ -100,7 +101,7 @@ def measure(options: Options) -> None:
             for name, times in seconds.items()
             if times
         },
-        "memory": memory(options.data),
+        "memory": used,
         "environment": environment.environment() | {"cores": len(os.sched_getaffinity(0))},
         "peers": peer_versions(options.torch_python),
     }
@@ -114,7 +115,9 @@ def memory(name: str) -> dict[str, Any]:
     script = Path(__file__).parent / "train_deep_kmeans.py"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(script), *args.split(), "--out", folder]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise SystemExit(f"error: {args} failed: {done.stderr.strip()}")
         report = json.loads((Path(folder) / "report.json").read_text())
     return {
         "command": f"python scripts/train_deep_kmeans.py {args}",
@@ -256,13 +259,13 @@ def train_clustpy(x: Any, epochs: int) -> float:
 
 
 def peer_versions(python: str) -> dict[str, str]:
-    """Versions of torch and clustpy under a Python."""
-    code = (
-        "import json, importlib.metadata as m; "
-        "print(json.dumps({p: m.version(p) for p in ('torch', 'clustpy')}))"
-    )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    """Versions of torch and clustpy under a Python; "not installed" where they are not."""
+    code = "import importlib.metadata as m; print(m.version({!r}))"
+    versions = {}
+    for package in ("torch", "clustpy"):
+        done = subprocess.run([python, "-c", code.format(package)], capture_output=True, text=True)
+        versions[package] = done.stdout.strip() if done.returncode == 0 else "not installed"
+    return versions
 
 
 def _shown(options: Options) -> list[str]:

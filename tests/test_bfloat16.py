@@ -36,6 +36,23 @@ def test_value_and_derivatives_are_products_of_rounded_operands(b, i, o, jitted)
     np.testing.assert_allclose(dw, rounded(x).T @ rounded(g), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("i", [6, 7])
+def test_second_derivatives(i):
+    """Trap: a bit cast has no derivative, and JAX takes it for zero without a word."""
+    x, w, v = operands(8, i, 4)[0], operands(8, i, 4)[1], jnp.ones((i, 4))
+
+    def curvature(product):
+        def by_weight(x, w):
+            return jax.grad(lambda w: jnp.sum(jnp.sin(product(x, w))))(w)
+
+        return jax.grad(lambda x, w: jnp.sum(by_weight(x, w) * v), argnums=(0, 1))(x, w)
+
+    exact = curvature(jnp.matmul)
+    for found, wanted in zip(curvature(bfloat16.product), exact, strict=True):
+        error = jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted)
+        assert 0 < float(error) < 0.03  # rounded, or it would be exact
+
+
 def test_under_vmap():
     """A population of networks has a product for each."""
     xs, ws, gs = (jnp.stack([a, 2 * a, a[::-1]]) for a in operands(8, 6, 4))
