@@ -4,9 +4,9 @@
     python scripts/reproduce.py --table                       # rewrites the table in README.md
 
 One autoencoder per seed serves all methods; it is kept in runs/reproduce. A run that is stopped
-goes on where it was: cells that are there are not trained again. Seeds are 0, 1, 2, …; none is
-ever left out. The seconds in a cell's file are wall-clock time of its own phase, whatever else the
-machine did meanwhile.
+goes on where it was: cells that are there are not trained again, and an autoencoder goes on from
+its last checkpoint. Seeds are 0, 1, 2, …; none is ever left out. The seconds in a cell's file are
+wall-clock time by phase, whatever else the machine did meanwhile.
 """
 
 import dataclasses
@@ -74,15 +74,21 @@ def main(args: list[str] | None = None) -> int:
     if options.table:
         rewrite("quality", quality_table())
         return 0
-    from deepclust_jax import data
+    from deepclust_jax import data, train
 
+    failed = []
     for name in options.data:
         dataset, labels = data.load(name)
         for seed in range(options.first, options.seeds):
             for row in options.rows:
-                if not is_done(dataset, row, seed):
+                if is_done(dataset, row, seed):
+                    continue
+                try:
                     train_cell(dataset, labels, row, seed)
-    return 0
+                except train.Diverged as error:  # the other cells are trained all the same
+                    failed.append(f"{name} {row} seed {seed}: {error}")
+                    print(failed[-1], file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
 def cell_file(data: str, row: str, seed: int) -> Path:
@@ -107,68 +113,81 @@ def cell_options(dataset: Any, row: str) -> Any:
     )
 
 
+def start_row(row: str) -> str:
+    """The row whose autoencoder a row starts from: its own where it is one."""
+    return "autoencoder-float32" if "float32" in row else "autoencoder"
+
+
+def recipe(dataset: Any, row: str) -> dict[str, Any]:
+    """All that a cell depends on, but for seed and code: options, also of its start, and rows."""
+    from deepclust_jax import config, run
+
+    def shown(row: str) -> dict[str, Any]:
+        options = config.flatten(cell_options(dataset, row))
+        return {k: v for k, v in options.items() if k not in (*run.FREE, "seeds")}
+
+    found = {"options": shown(row), "start": shown(start_row(row)), "checksum": dataset.checksum}
+    return json.loads(json.dumps(found))  # as it comes back from a file
+
+
 def is_done(dataset: Any, row: str, seed: int) -> bool:
-    """Whether the cell is there and was trained on these rows with the options of today."""
+    """Whether the cell is there and was trained by the recipe of today."""
     file = cell_file(dataset.name, row, seed)
-    if not file.exists():
-        return False
-    cell = json.loads(file.read_text())
-    return (cell["options"], cell["checksum"]) == (shown(dataset, row), dataset.checksum)
+    return file.exists() and is_same(json.loads(file.read_text())["recipe"], recipe(dataset, row))
 
 
-def shown(dataset: Any, row: str) -> dict[str, Any]:
-    """The options of a row as a cell records them."""
+def is_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two recipes are; an option that one does not know yet had its default there."""
     from deepclust_jax import config
 
-    options = config.flatten(cell_options(dataset, row))
-    kept = {k: v for k, v in options.items() if k not in ("out", "seeds")}
-    return json.loads(json.dumps(kept))  # as they come back from a file
+    defaults = json.loads(json.dumps(config.flatten(config.Options())))
+
+    def complete(recipe: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: defaults | part if isinstance(part, dict) else part
+            for name, part in recipe.items()
+        }
+
+    return complete(before) == complete(now)
 
 
 def train_cell(dataset: Any, labels: Any, row: str, seed: int) -> None:
     """Train one cell and write it; its autoencoder first, where that is not kept."""
     from deepclust_jax import run
 
-    start = time.perf_counter()
-    first = "-".join(["autoencoder"] + [part for part in row.split("-") if part == "float32"])
-    trained = autoencoder(dataset, first, seed)
-    if row != first:
+    begin = time.perf_counter()
+    trained, commit = autoencoder(dataset, start_row(row), seed)
+    if row != start_row(row):
+        start = trained
         cell = cell_options(dataset, row)
-        trained = run.execute(cell, dataset.x, seeds=[seed], pretrained=trained.state)
-    scores = write_cell(dataset, row, seed, trained, labels)
-    took = time.perf_counter() - start
+        trained = run.execute(cell, dataset.x, seeds=[seed], pretrained=start.state)
+        seconds = {"pretrain": start.seconds["train"], **trained.seconds}
+        trained = trained._replace(seconds=seconds)
+    scores = write_cell(dataset, row, seed, trained, labels, commit)
+    took = time.perf_counter() - begin
     print(f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True)
 
 
-def autoencoder(dataset: Any, row: str, seed: int) -> Any:
-    """The trained autoencoder of a seed, from runs/reproduce if it was trained before."""
-    import jax
-    import numpy as np
+def autoencoder(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
+    """The trained autoencoder of a seed, and the commit it is of; kept in runs/reproduce."""
+    from deepclust_jax import checkpoint, run
+    from deepclust_jax.report import environment
 
-    from deepclust_jax import checkpoint, run, train
-
-    cell = cell_options(dataset, row)
-    made = {"options": shown(dataset, row), "data": dataset.checksum}
     folder = STARTS / dataset.name / f"{row}-seed{seed}"
-    if checkpoint.latest(folder) is not None and checkpoint.metadata(folder)["made"] == made:
-        phase = run.phases(cell, tuple(dataset.x.shape))[0]
-        rows = np.zeros((2, *dataset.x.shape[1:]), np.float32)
-        keys = run.seed_keys(cell, [seed])
-        target = jax.eval_shape(lambda: train.init(keys, phase.algorithm, rows))
-        seconds = checkpoint.metadata(folder)["seconds"]
-        return run.Trained(phase.algorithm, checkpoint.restore(folder, target), *seconds)
-    trained = run.execute(cell, dataset.x, seeds=[seed])
-    shutil.rmtree(folder, ignore_errors=True)  # of other options
-    checkpoint.save(
-        folder,
-        trained.state,
-        step=int(trained.state.step[0]),
-        metadata={"made": made, "seconds": [trained.seconds, trained.compile_seconds]},
-    )
-    return trained
+    note = folder / "made.json"
+    wanted = recipe(dataset, row)
+    made = json.loads(note.read_text()) if note.exists() else {}
+    if not is_same(made.get("recipe", {}), wanted):
+        shutil.rmtree(folder, ignore_errors=True)  # of other options, or none
+        folder.mkdir(parents=True)
+        made = {"recipe": wanted, "commit": environment.environment()["commit"]}
+        note.write_text(json.dumps(made, indent=1) + "\n")
+    checkpoint.drop_damaged(folder / "train", spare=True)
+    trained = run.execute(cell_options(dataset, row), dataset.x, folder=folder, seeds=[seed])
+    return trained, made["commit"]
 
 
-def write_cell(dataset, row, seed, trained, labels) -> dict[str, float]:
+def write_cell(dataset, row, seed, trained, labels, start_commit) -> dict[str, float]:
     """Write the JSON and the labels of one cell. -> its scores by labels."""
     import numpy as np
 
@@ -182,13 +201,12 @@ def write_cell(dataset, row, seed, trained, labels) -> dict[str, float]:
     np.savez_compressed(file.with_suffix(".npz"), labels=found[0].astype(np.uint8))
     report = {
         "seed": seed,
-        "options": shown(dataset, row),
+        "recipe": recipe(dataset, row),
         "rows": len(labels),
-        "checksum": dataset.checksum,
         "external": external,
         "internal": metrics.internal_scores(z[0], found[0]),
         "seconds": trained.seconds,
-        "compile_seconds": trained.compile_seconds,
+        "start_commit": start_commit,
         "environment": environment.environment(),
     }
     scores.write_report(file, report)
@@ -218,13 +236,19 @@ def quality_table() -> str:
     every = []
     for data, row, files in cells():
         reports = [json.loads(file.read_text()) for file in files]
+        for file, report in zip(files, reports, strict=True):
+            if not is_same(report["recipe"], reports[0]["recipe"]):
+                raise SystemExit(
+                    f"error: {file} and {files[0].name} are of other options or rows; train the "
+                    f"row {row} of {data} again, or remove one of them"
+                )
         every += reports
         values = {
             name: 100 * np.array([r["external"][name] for r in reports])
             for name in ("accuracy", "nmi", "ari")
         }
         labels = np.stack([np.load(file.with_suffix(".npz"))["labels"] for file in files])
-        # Davies-Bouldin stands in for the loss, which is not comparable between phases.
+        # Cells hold no training loss: the lowest Davies-Bouldin index decides where runs tie.
         objective = np.array([r["internal"]["davies_bouldin"] for r in reports], float)
         chosen, _ = scores.choose(labels.astype(np.int64), objective)
         spread = [

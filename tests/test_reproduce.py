@@ -1,12 +1,14 @@
 """The script behind the quality table, on a few rows of digits with profiles cut short."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
-from test_scripts import ROOT, script
+from test_scripts import ROOT, damage, script
 
-from deepclust_jax import config, data
+from deepclust_jax import checkpoint, config, data, run, train
 
 REPRODUCE = script("reproduce")
 ARGS = ["--data", "digits", "--rows", "autoencoder", "dcn-affine", "--seeds", "2"]
@@ -42,7 +44,10 @@ def test_cells_starts_and_table(folder, capsys):
         f"digits/{row}/seed{seed}.json" for row in ("autoencoder", "dcn-affine") for seed in (0, 1)
     ]
     cell = json.loads(made[next(path for path in made if "dcn-affine" in str(path))])
-    assert cell["options"]["augment"] == "affine" and cell["options"]["precision"] == "bfloat16"
+    options = cell["recipe"]["options"]
+    assert options["augment"] == "affine" and options["precision"] == "bfloat16"
+    assert cell["recipe"]["start"]["method"] == "autoencoder"
+    assert set(cell["seconds"]) == {"pretrain", "train"}
 
     # Nothing is trained twice; a cell that is lost comes back from the kept autoencoder.
     capsys.readouterr()
@@ -56,6 +61,22 @@ def test_cells_starts_and_table(folder, capsys):
     old, new = json.loads(made[lost.relative_to(results)]), json.loads(lost.read_text())
     assert new["external"] == old["external"] and new["seconds"] == old["seconds"]
 
+    # A cell is the run that the main script makes of the same options and seed.
+    dataset, _ = data.load("digits")
+    for row, method in (("autoencoder", "autoencoder"), ("dcn-affine", "dcn")):
+        options = config.resolve(
+            config.parse(
+                f"--method {method} --n-clusters 10 --precision bfloat16 --augment "
+                f"{'affine' if 'affine' in row else 'none'}".split()
+            )
+        )
+        trained = run.execute(options, dataset.x, seeds=[0, 1])
+        found = train.embed(trained.algorithm, trained.state, dataset.x)[1]
+        for seed in (0, 1):
+            stored = np.load(results / "digits" / row / f"seed{seed}.npz")["labels"]
+            np.testing.assert_array_equal(stored, found[seed])
+        assert (found[0] != found[1]).any()
+
     readme = folder / "README.md"
     readme.write_text("a\n<!-- quality: written by a script -->\n<!-- end of quality -->\nb\n")
     assert REPRODUCE.main(["--table"]) == 0
@@ -65,18 +86,104 @@ def test_cells_starts_and_table(folder, capsys):
         100 * json.loads((results / "digits" / "autoencoder" / f"seed{s}.json").read_text())
         ["external"]["accuracy"] for s in (0, 1)
     ]  # fmt: skip
+    # Cells of different options have no mean.
+    cell["recipe"]["options"]["weight"] = 7.0
+    (results / "digits" / "dcn-affine" / "seed1.json").write_text(json.dumps(cell))
+    with pytest.raises(SystemExit, match="seed1.json and seed0.json are of other options"):
+        REPRODUCE.main(["--table"])
+    assert readme.read_text() == text
     row = next(line for line in text.splitlines() if line.startswith("| digits | autoencoder |"))
     assert f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}" in row
+
+
+def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch):
+    dataset, labels = data.load("digits")
+    assert not REPRODUCE.is_done(dataset, "dcn", 0)
+    REPRODUCE.train_cell(dataset, labels, "dcn", 0)
+    assert REPRODUCE.is_done(dataset, "dcn", 0) and not REPRODUCE.is_done(dataset, "dcn", 1)
+    file = REPRODUCE.cell_file("digits", "dcn", 0)
+    cell = json.loads(file.read_text())
+    for change in (
+        {"options": {"weight": 3.0}},
+        {"start": {"epochs": 3}},
+        {"checksum": "of other rows"},
+    ):
+        other = json.loads(json.dumps(cell))
+        for part, values in change.items():
+            old = other["recipe"][part]
+            other["recipe"][part] = old | values if isinstance(old, dict) else values
+        file.write_text(json.dumps(other))
+        assert not REPRODUCE.is_done(dataset, "dcn", 0), change
+    del cell["recipe"]["options"]["augment"]  # as before there was such an option
+    file.write_text(json.dumps(cell))
+    assert REPRODUCE.is_done(dataset, "dcn", 0)
+
+
+def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, monkeypatch):
+    dataset, _ = data.load("digits")
+    whole, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    store = folder / "starts" / "digits" / "autoencoder-seed0" / "train"
+    epochs = []
+    fit = train.fit
+
+    def counted(*args, **kwargs):
+        found = fit(*args, **kwargs)
+        epochs.append(len(found.metrics["loss"]))
+        return found
+
+    monkeypatch.setattr(train, "fit", counted)
+    REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    assert epochs == []  # finished: loaded
+
+    shutil.rmtree(store)
+    monkeypatch.setattr(run, "_SAVE_EVERY", -1.0)
+    save, saved = checkpoint.save, []
+
+    def stopped(*args, **kwargs):
+        save(*args, **kwargs)
+        saved.append(kwargs["step"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    monkeypatch.setattr(checkpoint, "save", save)
+    again, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    assert len(saved) == 1 and epochs == [1]
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    for step in store.iterdir():
+        damage(step)
+    made, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    assert epochs == [1, 2]
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(made.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
+    wild = SHORT | {"autoencoder": SHORT["autoencoder"] | {"learning_rate": 1e18}}
+    monkeypatch.setattr(config, "PROFILES", {"practical": wild})
+    trained = []
+    monkeypatch.setattr(
+        REPRODUCE, "train_cell", lambda *args, whole=REPRODUCE.train_cell: (
+            trained.append(args[2:]), whole(*args),
+        ),
+    )  # fmt: skip
+    assert REPRODUCE.main(ARGS) == 1
+    assert len(trained) == 4
+    assert "digits autoencoder seed 1: expected a finite loss" in capsys.readouterr().err
+    assert not list(folder.rglob("results/*/*/*.json"))
 
 
 def test_another_profile_trains_its_own_start(folder, monkeypatch):
     """Trap: a kept autoencoder of other options that quietly serves as the start."""
     dataset, _ = data.load("digits")
-    first = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    first, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
     for epochs in (3, 1):
         other = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": epochs}}
         monkeypatch.setattr(config, "PROFILES", {"practical": other})
-        second = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+        second, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
         assert int(first.state.step[0]) * epochs == int(second.state.step[0]) * 2
 
 
