@@ -83,7 +83,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         return _falling(rate, steps * epochs, training.decay)
 
     def encoder_phase(name: str, rate: float, epochs: int, change=None) -> Phase:
-        own = autoencoder.Config(**common, learning_rate=rate)
+        own = autoencoder.Config(**common, learning_rate=rate, metric=method.metric)
         optimizer = autoencoder.sgd(falling(rate, epochs), own)
         algorithm = autoencoder.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True)

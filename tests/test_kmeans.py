@@ -244,12 +244,12 @@ def test_rows_without_weight_do_not_count():
 def test_blocks_change_nothing(monkeypatch):
     x = rows(6, n=3000)
     whole = kmeans.fit(KEY, x, 7, init=x[:7])
-    blocks = kmeans._blocks(jnp.asarray(x), 5000)
+    blocks = kmeans.blocked(jnp.asarray(x), 5000)
     assert blocks.shape[0] > 1 and blocks.shape[0] * blocks.shape[1] >= 3000
     np.testing.assert_array_equal(blocks.reshape(-1, 5)[:3000], x)
     small = lambda v, k, shape=None: original(v, 2**20 // 256, shape)  # noqa: E731
-    original = kmeans._blocks
-    monkeypatch.setattr(kmeans, "_blocks", small)
+    original = kmeans.blocked
+    monkeypatch.setattr(kmeans, "blocked", small)
     jax.clear_caches()
     blocked = kmeans.fit(KEY, x, 7, init=x[:7])
     jax.clear_caches()

@@ -11,12 +11,13 @@ from test_scripts import ROOT, damage, script
 from deepclust_jax import checkpoint, config, data, run, train
 
 REPRODUCE = script("reproduce")
-ARGS = ["--data", "digits", "--rows", "autoencoder", "dcn-affine", "--seeds", "2"]
+MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine")
+ARGS = ["--data", "digits", "--rows", *MADE, "--seeds", "2"]
 SHORT = {
-    "autoencoder": {"epochs": 2, "learning_rate": 0.2, "decay": 0.2},
+    "autoencoder": {"epochs": 2, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"},
     "dcn": {
         "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
-        "learning_rate": 1e-4, "weight": 2.0,
+        "learning_rate": 1e-4, "weight": 2.0, "metric": "adaptive",
     },
 }  # fmt: skip
 
@@ -40,9 +41,8 @@ def test_cells_starts_and_table(folder, capsys):
     results = folder / "results"
     assert REPRODUCE.main(ARGS) == 0
     made = cells(results)
-    assert sorted(map(str, made)) == [
-        f"digits/{row}/seed{seed}.json" for row in ("autoencoder", "dcn-affine") for seed in (0, 1)
-    ]
+    wanted = {f"digits/{row}/seed{seed}.json" for row in MADE for seed in (0, 1)}
+    assert set(map(str, made)) == wanted
     cell = json.loads(made[next(path for path in made if "dcn-affine" in str(path))])
     options = cell["recipe"]["options"]
     assert options["augment"] == "affine" and options["precision"] == "bfloat16"
@@ -63,13 +63,17 @@ def test_cells_starts_and_table(folder, capsys):
 
     # A cell is the run that the main script makes of the same options and seed.
     dataset, _ = data.load("digits")
-    for row, method in (("autoencoder", "autoencoder"), ("dcn-affine", "dcn")):
-        options = config.resolve(
-            config.parse(
-                f"--method {method} --n-clusters 10 --precision bfloat16 --augment "
-                f"{'affine' if 'affine' in row else 'none'}".split()
-            )
-        )
+    for row, own in zip(
+        MADE,
+        (
+            "--method autoencoder",
+            "--method autoencoder --metric euclidean",
+            "--method dcn --augment affine",
+        ),
+        strict=True,
+    ):
+        args = ["--n-clusters", "10", "--precision", "bfloat16", *own.split()]
+        options = config.resolve(config.parse(args))
         trained = run.execute(options, dataset.x, seeds=[0, 1])
         found = train.embed(trained.algorithm, trained.state, dataset.x)[1]
         for seed in (0, 1):
@@ -171,7 +175,7 @@ def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
         ),
     )  # fmt: skip
     assert REPRODUCE.main(ARGS) == 1
-    assert len(trained) == 4
+    assert len(trained) == 6
     assert "digits autoencoder seed 1: expected a finite loss" in capsys.readouterr().err
     assert not list(folder.rglob("results/*/*/*.json"))
 

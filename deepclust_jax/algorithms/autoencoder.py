@@ -8,7 +8,9 @@ DEC-keras: 500-500-2000-d with ReLU and a linear code, SGD with a high learning 
 the variance of the batch and not a mean over features, so that one learning rate serves data of
 any scale (their rate of 1 is 0.067 here on MNIST, whose pixels have a mean variance of 0.067);
 gradients are clipped; and the weights start half as large again in variance (networks.py).
-`refresh` is the k-means; call it once, after training (`train.fit(..., refresh_every=0)`).
+`refresh` is the k-means; call it once, after training (`train.fit(..., refresh_every=0,
+refresh_at_end=True)`). Its distances on the code are Euclidean as published, or by
+`metric="adaptive"` those of clustering/adaptive.py.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ import optax
 
 from deepclust_jax import augment as augmentation
 from deepclust_jax import losses, networks
-from deepclust_jax.clustering import kmeans
+from deepclust_jax.clustering import adaptive, kmeans
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
 
@@ -37,6 +39,7 @@ class Config:
     momentum: float = 0.9
     clip: float = 1.0  # largest norm of a gradient: on low-dimensional tables SGD would explode
     n_init: int = 20  # restarts of the k-means
+    metric: str = "euclidean"  # of the k-means, or "adaptive"
 
 
 @flax.struct.dataclass
@@ -44,7 +47,8 @@ class State:
     step: Array  # [] int32
     params: Params  # {"encoder", "decoder"}
     opt_state: optax.OptState
-    centroids: Array  # [k, embed_dim]
+    centroids: Array  # [k, embed_dim], means of the codes of their rows
+    view: adaptive.View | None  # how codes are seen, where the metric is adaptive
 
 
 class Nets(NamedTuple):
@@ -102,13 +106,16 @@ def build(
     `optimizer` replaces the SGD of the config. `augment` (key, one row) -> row changes every row
     before a step; the network then reconstructs the changed row (as in DEC-DA).
     """
+    if config.metric not in ("euclidean", "adaptive"):
+        raise ValueError(f"expected metric euclidean or adaptive, found {config.metric!r}")
     nets = build_nets(config, shape)
     tx = optimizer or sgd(config.learning_rate, config)
 
     def init(key: Key, batch: Batch) -> State:
         params = init_params(key, batch.x, nets)
         centroids = jnp.zeros((config.n_clusters, config.embed_dim))
-        return State(jnp.int32(0), params, tx.init(params), centroids)
+        view = adaptive.plain(centroids) if config.metric == "adaptive" else None
+        return State(jnp.int32(0), params, tx.init(params), centroids, view)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -122,13 +129,19 @@ def build(
         return state, {"loss": value, **metrics}
 
     def refresh(key: Key, state: State, x: Array) -> State:
-        found = kmeans.fit(key, embed(state, x), config.n_clusters, n_init=config.n_init)
+        z = embed(state, x)
+        if config.metric == "adaptive":
+            found = adaptive.fit(key, z, config.n_clusters, n_init=config.n_init)
+            return state.replace(centroids=found.centroids, view=found.view)
+        found = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init)
         return state.replace(centroids=found.centroids)
 
     def embed(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(nets.encoder.apply, state.params["encoder"], x)
 
     def assign(state: State, z: Array) -> Array:
+        if config.metric == "adaptive":
+            return adaptive.assign(state.view, z)
         return kmeans.assign(z, state.centroids)[0]
 
     return Algorithm(init, step, refresh, embed, assign)

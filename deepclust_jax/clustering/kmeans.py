@@ -90,7 +90,7 @@ def fit(
     Raises:
         ValueError: wrong shapes, k outside 1..n, NaN or infinite values, bad weights.
     """
-    _check(x, n_clusters, init, n_init, max_iter, weights, n_active)
+    check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     offset = np.mean(x, axis=0, dtype=np.float64) if _is_host(x) else np.float32(0)
     start = None
     if not (isinstance(init, str) or callable(init)):
@@ -147,12 +147,12 @@ def _fit(key, x, n_clusters, start, max_iter, tol, weights, n_active, *, init, n
 
 def _lloyd(x, centroids, weights, active, max_iter, threshold):
     """Lloyd's iterations from given centroids. -> centroids [k, d], n_iter [], converged []."""
-    blocks = _blocks(x, centroids.shape[0])
-    block_weights = _blocks(weights, None, blocks.shape[:2])
+    blocks = blocked(x, centroids.shape[0])
+    block_weights = blocked(weights, None, blocks.shape[:2])
 
     def iterate(carry):
         old, old_labels, n_iter, _ = carry
-        labels, sums, counts = _accumulate(blocks, old, block_weights, active)
+        labels, sums, counts = accumulate(blocks, old, block_weights, active)
         empty = active & (counts == 0)
         sums, counts = jax.lax.cond(
             jnp.any(empty), _relocate, lambda *a: (a[4], a[5]), x, old, labels, weights,
@@ -168,7 +168,7 @@ def _lloyd(x, centroids, weights, active, max_iter, threshold):
     return carry[0], carry[2], carry[3]
 
 
-def _accumulate(blocks, centroids, weights, active):
+def accumulate(blocks, centroids, weights, active):
     """Labels of blocked rows, and weighted sums and counts by cluster, in one pass."""
 
     def one(totals, block):
@@ -219,7 +219,7 @@ def _nearest(x, centroids, active):
 
 def _labels(x, centroids, active):
     """Nearest active centroid of all rows, block by block. -> [n] int32."""
-    blocks = _blocks(x, centroids.shape[0])
+    blocks = blocked(x, centroids.shape[0])
     labels = jax.lax.map(lambda block: _nearest(block, centroids, active), blocks)
     return labels.reshape(-1)[: x.shape[0]]
 
@@ -249,19 +249,25 @@ def _direct(x, own):
 
 def _through_means(x, centroids, labels, weights):
     """The value of `centroids`, with the gradient of the means of their rows."""
-    k = centroids.shape[0]
-    blocks = _blocks(x, k)
-    shape = blocks.shape[:2]
-    parts = jax.lax.map(
-        lambda block: _sums(*block, k),
-        (blocks, _blocks(labels, None, shape), _blocks(weights, None, shape)),
-    )
-    sums, counts = (jnp.sum(part, axis=0) for part in parts)
+    counts, sums = sums_by_label(x, labels, centroids.shape[0], weights)
     means = sums / jnp.maximum(counts, 1e-30)[:, None]
     return centroids + (means - jax.lax.stop_gradient(means))
 
 
-def _blocks(x, n_clusters, shape=None):
+def sums_by_label(x, labels, n_clusters, weights=None):
+    """Sums of weights and weighted sums of rows by cluster, block by block. -> [k], [k, d]."""
+    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
+    blocks = blocked(x, n_clusters)
+    shape = blocks.shape[:2]
+    parts = jax.lax.map(
+        lambda block: _sums(*block, n_clusters),
+        (blocks, blocked(labels, None, shape), blocked(weights, None, shape)),
+    )
+    sums, counts = (jnp.sum(part, axis=0) for part in parts)
+    return counts, sums
+
+
+def blocked(x, n_clusters, shape=None):
     """Rows in equal blocks, padded with zeros, small enough for scores [k, block] to be cheap."""
     if shape is None:
         block = min(max(2**20 // max(n_clusters, x.shape[1]), 256), x.shape[0])
@@ -282,7 +288,8 @@ def _narrow(x, offset) -> Array:
     return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
 
 
-def _check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
+def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
+    """Raise ValueError for arguments of `fit` that are out of range."""
     if np.ndim(x) != 2 or 0 in x.shape:
         raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
     n, d = x.shape

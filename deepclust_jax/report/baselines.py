@@ -10,7 +10,7 @@ from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
-START = "autoencoder, k-means on its code"
+START = "autoencoder, before joint training"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
 _BLOCK = 4096

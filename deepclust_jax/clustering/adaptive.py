@@ -1,0 +1,155 @@
+"""k-means in the metric of its own clusters, for rows whose scale means nothing, such as codes.
+
+    minimise  log det S(s),   S(s) = (1/n) sum_i (y_i - mean of s_i)(y_i - mean of s_i)^T
+
+over labels s (Friedman & Rubin 1967, the determinant criterion): the scatter within clusters takes
+the place of its trace, which is k-means. Labels go to the nearest mean by Mahalanobis distance
+under S, then means and S follow the labels; every step lowers the criterion. It is classification
+EM for a Gaussian mixture with one covariance and equal weights (Celeux & Govaert 1992).
+
+No invertible linear map of the rows changes the result. The loss of an autoencoder is blind to just
+those maps: encoder W f and decoder g W^-1 reconstruct alike, so that plain k-means on the code goes
+by distances that are an accident of the optimiser.
+
+Before that rows are whitened and scaled to unit length, as DeepCluster does with its features
+(Caron et al. 2018): rows far out, of which codes of ReLU networks have many, then pull no harder.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deepclust_jax.clustering import kmeans
+from deepclust_jax.types import Array, Key
+
+_EXACT = jax.lax.Precision.HIGHEST
+_RIDGE = 1e-3  # share of the mean variance: directions in which rows hardly differ are not blown up
+
+
+class View(NamedTuple):
+    """How rows are seen: what `assign` needs."""
+
+    mean: Array  # [d], of the rows
+    whitening: Array  # [d, d]
+    precision: Array  # [d, d], inverse of the scatter within clusters of the rows as seen
+    centroids: Array  # [k, d], of the rows as seen
+
+
+class Adaptive(NamedTuple):
+    """What `fit` found; `labels` are `assign(view, x)`."""
+
+    view: View
+    centroids: Array  # [k, d], means of the rows as they are
+    labels: Array  # [n] int32
+    criterion: Array  # [], log det of the scatter within clusters
+    n_iter: Array  # [] int32, of the restart that was kept
+
+
+def plain(centroids: Array) -> View:
+    """The view under which `assign` is that of k-means with these centroids [k, d]."""
+    d = centroids.shape[1]
+    return View(jnp.zeros(d), jnp.eye(d), jnp.eye(d), centroids)
+
+
+def fit(key: Key, x: Array, n_clusters: int, *, n_init: int = 10, max_iter: int = 300) -> Adaptive:
+    """The best of `n_init` runs by the criterion, each from a k-means of its own. [n, d].
+
+    Args:
+        key: a typed key; the result is a function of it.
+        x: rows [n, d], float32.
+        n_clusters: k, static, 1 <= k <= n.
+        n_init: restarts.
+        max_iter: steps at most, per restart; a restart ends when no label changes.
+
+    With few rows the scatter is drawn towards that of all rows, by the number of its entries over
+    n: else clusters on parallel planes would always win.
+
+    Raises:
+        ValueError: as `kmeans.fit`.
+    """
+    kmeans.check(x, n_clusters, "k-means++", n_init, max_iter, None, None)
+    return _fit(key, jnp.asarray(x, jnp.float32), n_clusters, n_init, max_iter)
+
+
+def assign(view: View, x: Array) -> Array:
+    """Nearest centroid of each row under the view. [n, d] -> [n] int32."""
+    factor = _factor(view.precision)
+    rows = jnp.dot(_seen(x, view.mean, view.whitening), factor, precision=_EXACT)
+    return kmeans.assign(rows, jnp.dot(view.centroids, factor, precision=_EXACT))[0]
+
+
+@partial(jax.jit, static_argnames=("n_clusters", "n_init", "max_iter"))
+def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
+    x = jax.lax.stop_gradient(x)
+    n, d = x.shape
+    mean = jnp.mean(x, axis=0)
+    whitening = _whitening(x - mean[None, :])
+    seen = _seen(x, mean, whitening)
+    offset = jnp.mean(seen, axis=0)
+    rows = seen - offset[None, :]
+    total = jnp.dot(rows.T, rows, precision=_EXACT) / n
+    ridge = jnp.eye(d) * (_RIDGE * jnp.trace(total) / d + 1e-12)
+    shrinkage = jnp.minimum(d * (d + 1) / 2 / n, 1.0)
+    block_weights = kmeans.blocked(jnp.ones(n), None, kmeans.blocked(rows, n_clusters).shape[:2])
+    every = jnp.ones(n_clusters, bool)
+
+    def step(carry):
+        old_labels, old, precision, n_iter, _, _ = carry
+        factor = _factor(precision)
+        back = jax.scipy.linalg.solve_triangular(factor, jnp.eye(d), lower=True)
+        blocks = kmeans.blocked(jnp.dot(rows, factor, precision=_EXACT), n_clusters)
+        centroids = jnp.dot(old, factor, precision=_EXACT)
+        labels, sums, counts = kmeans.accumulate(blocks, centroids, block_weights, every)
+        means = jnp.dot(sums, back, precision=_EXACT) / jnp.maximum(counts, 1.0)[:, None]
+        means = jnp.where(counts[:, None] > 0, means, old)  # without rows it stays
+        between = jnp.dot(means.T * counts[None, :], means, precision=_EXACT) / n
+        scatter = (1.0 - shrinkage) * (total - between) + shrinkage * total + ridge
+        same = (labels == old_labels).reshape(-1)[:n]  # padding may waver
+        return labels, means, _inverse(scatter), n_iter + 1, jnp.all(same), scatter
+
+    def run(key):
+        start = kmeans.fit(key, rows, n_clusters, n_init=1, max_iter=30).centroids
+        none = jnp.full(block_weights.shape, -1, jnp.int32)
+        carry = (none, start, jnp.eye(d), jnp.int32(0), jnp.bool_(False), total + ridge)
+        carry = jax.lax.while_loop(lambda c: ~c[4] & (c[3] < max_iter), step, carry)
+        _, means, precision, n_iter, _, scatter = carry
+        criterion = 2.0 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(scatter))))
+        return means, precision, criterion, n_iter
+
+    means, precision, criterion, n_iter = jax.lax.map(run, jax.random.split(key, n_init))
+    best = jnp.argmin(jnp.where(jnp.isnan(criterion), jnp.inf, criterion))
+    view = View(mean, whitening, precision[best], means[best] + offset[None, :])
+    labels = assign(view, x)
+    counts, sums = kmeans.sums_by_label(x - mean[None, :], labels, n_clusters)
+    # A cluster without rows has no mean; that of all rows stands in for it.
+    centroids = sums / jnp.maximum(counts, 1.0)[:, None] + mean[None, :]
+    return Adaptive(view, centroids, labels, criterion[best], n_iter[best])
+
+
+def _seen(x, mean, whitening):
+    """Whitened rows of unit length; a row at the mean stays there."""
+    y = jnp.dot(x - mean[None, :], whitening, precision=_EXACT)
+    squares = jnp.sum(y**2, axis=-1, keepdims=True)
+    return y / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+
+
+def _whitening(centred):
+    """Matrix that gives rows unit variance along their principal axes; noise stays noise."""
+    covariance = jnp.dot(centred.T, centred, precision=_EXACT) / centred.shape[0]
+    variances, axes = jnp.linalg.eigh(covariance)
+    floor = jnp.maximum(1e-6 * variances[-1], jnp.finfo(centred.dtype).tiny)
+    return axes / jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+
+
+def _inverse(scatter):
+    """Inverse of a positive definite matrix, symmetric."""
+    factor = jax.scipy.linalg.cho_factor(scatter)
+    inverse = jax.scipy.linalg.cho_solve(factor, jnp.eye(scatter.shape[0]))
+    return (inverse + inverse.T) / 2
+
+
+def _factor(precision):
+    """Lower F with F F^T the precision: rows times F have Mahalanobis distances."""
+    return jnp.linalg.cholesky(precision)

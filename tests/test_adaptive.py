@@ -1,0 +1,134 @@
+"""k-means in the metric of its own clusters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from deepclust_jax import metrics
+from deepclust_jax.clustering import adaptive, kmeans
+
+KEY = jax.random.key(0)
+
+
+def sheets(n=400, seed=0):
+    """Two thin parallel sheets: far apart for their own thickness, near for their width."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=n)
+    x = rng.normal(size=(n, 3)) * [6.0, 6.0, 0.2]
+    x[:, 2] += 3.0 * labels
+    return x.astype(np.float32), labels
+
+
+def scatter(view, x, labels):
+    """Scatter within clusters of the rows as seen, in float64. -> [d, d]."""
+    y = np.asarray(adaptive._seen(jnp.asarray(x), view.mean, view.whitening), np.float64)
+    rest = y.copy()
+    for k in np.unique(labels):
+        rest[labels == k] -= y[labels == k].mean(0)
+    return rest.T @ rest / len(x)
+
+
+def test_sheets_that_kmeans_cuts_across_are_told_apart():
+    x, truth = sheets()
+    assert metrics.accuracy(truth, np.asarray(kmeans.fit(KEY, x, 2).labels)) < 0.7
+    found = adaptive.fit(KEY, x, 2)
+    assert metrics.accuracy(truth, np.asarray(found.labels)) == 1.0
+    for k in range(2):
+        rows = x[np.asarray(found.labels) == k]
+        np.testing.assert_allclose(found.centroids[k], rows.mean(0), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_linear_map_of_the_rows_changes_the_labels(seed):
+    """Trap: the loss of an autoencoder leaves the scale of the code open, plain k-means sees it."""
+    x, _ = sheets()
+    change = np.random.default_rng(seed).normal(size=(3, 3))
+    moved = (x @ change + [5.0, -3.0, 100.0]).astype(np.float32)
+    labels = [np.asarray(adaptive.fit(KEY, rows, 2).labels) for rows in (x, moved)]
+    assert metrics.accuracy(*labels) == 1.0
+    plain = [np.asarray(kmeans.fit(KEY, rows, 2).labels) for rows in (x, moved)]
+    assert metrics.accuracy(*plain) < 1.0
+
+
+def test_the_criterion_is_that_of_the_labels_and_falls_with_every_step():
+    x, _ = load_digits(return_X_y=True)
+    z = PCA(8, random_state=0).fit_transform(x).astype(np.float32)
+    n, d = z.shape
+    shrinkage = d * (d + 1) / 2 / n
+    before = np.inf
+    for steps in (1, 2, 3, 5, 10, 300):
+        found = adaptive.fit(KEY, z, 10, n_init=1, max_iter=steps)
+        assert int(found.n_iter) <= steps
+        assert float(found.criterion) <= before + 1e-4
+        before = float(found.criterion)
+    assert int(found.n_iter) < 300  # until no label changes
+    labels = np.asarray(found.labels)
+    total = scatter(found.view, z, np.zeros(n))
+    expected = (1 - shrinkage) * scatter(found.view, z, labels) + shrinkage * total
+    expected += adaptive._RIDGE * np.trace(total) / d * np.eye(d)
+    np.testing.assert_allclose(before, np.linalg.slogdet(expected)[1], atol=1e-3)
+    np.testing.assert_allclose(found.view.precision @ expected, np.eye(d), atol=1e-2)
+
+
+def test_restarts_are_chosen_by_the_criterion():
+    x, _ = load_digits(return_X_y=True)
+    z = PCA(8, random_state=0).fit_transform(x).astype(np.float32)
+    best = adaptive.fit(KEY, z, 10, n_init=8)
+    alone = [adaptive.fit(key, z, 10, n_init=1).criterion for key in jax.random.split(KEY, 8)]
+    assert float(best.criterion) <= float(np.median(alone))
+    assert float(best.criterion) < max(map(float, alone))
+
+
+def test_assign_gives_rows_their_labels_in_any_company():
+    x, _ = sheets()
+    found = adaptive.fit(KEY, x, 2)
+    np.testing.assert_array_equal(adaptive.assign(found.view, x), found.labels)
+    order = np.random.default_rng(1).permutation(len(x))[:37]
+    np.testing.assert_array_equal(adaptive.assign(found.view, x[order]), found.labels[order])
+
+
+def test_plain_view_is_kmeans():
+    x, _ = sheets()
+    # Unit length is part of the view.
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centroids = jnp.asarray(x[:5])
+    found = adaptive.assign(adaptive.plain(centroids), x)
+    np.testing.assert_array_equal(found, kmeans.assign(x, centroids)[0])
+
+
+@pytest.mark.parametrize(
+    "x, k",
+    [
+        (np.zeros((6, 3), np.float32), 2),  # no variance at all
+        (np.repeat(np.eye(3, dtype=np.float32), 4, axis=0), 5),  # fewer places than clusters
+        (np.eye(4, dtype=np.float32), 4),  # as many rows as clusters
+        (np.random.default_rng(0).normal(size=(9, 20)).astype(np.float32), 3),  # wide
+        (np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)[:, [0, 0, 1]], 3),
+        (1e15 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), 3),
+        (np.float32(1e4) + np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), 1),
+    ],
+)
+def test_degenerate_rows_give_no_nan(x, k):
+    found = adaptive.fit(KEY, x, k)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found.view))
+    assert np.isfinite(np.asarray(found.centroids)).all() and float(found.criterion) < np.inf
+    labels = np.asarray(found.labels)
+    assert labels.shape == (len(x),) and labels.min() >= 0 and labels.max() < k
+
+
+def test_few_rows_in_many_dimensions_are_not_cut_into_planes():
+    """Trap: with about as many rows as dimensions any split has some direction without scatter."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 20)
+    x = (rng.normal(size=(3, 10))[truth] * 4 + rng.normal(size=(60, 10))).astype(np.float32)
+    assert metrics.accuracy(truth, np.asarray(adaptive.fit(KEY, x, 3).labels)) > 0.95
+
+
+def test_bad_arguments():
+    x = np.ones((5, 2), np.float32)
+    for arguments in ((x[0], 2), (x, 6), (x, 0), (x * np.nan, 2)):
+        with pytest.raises(ValueError, match="expected"):
+            adaptive.fit(KEY, *arguments)
