@@ -83,11 +83,11 @@ def _sample(x: Array, row: Array, column: Array) -> Array:
     """Bilinear values of one channel at real-valued places. [h, w], [h, w], [h, w] -> [h, w]."""
     height, width = x.shape
     # A frame of zeros, and places clipped to it: outside the image every neighbour is zero.
-    padded = jnp.pad(x, 1).reshape(-1)
-    row, column = jnp.clip(row + 1, 0, height + 0.999), jnp.clip(column + 1, 0, width + 0.999)
+    padded, stride = jnp.pad(x, ((1, 2), (1, 2))).reshape(-1), width + 3
+    row, column = jnp.clip(row + 1, 0, height + 1), jnp.clip(column + 1, 0, width + 1)
     top, left = jnp.floor(row), jnp.floor(column)
     down, right = row - top, column - left
-    start = top.astype(jnp.int32) * (width + 2) + left.astype(jnp.int32)
+    start = top.astype(jnp.int32) * stride + left.astype(jnp.int32)
     upper = padded[start] * (1 - right) + padded[start + 1] * right
-    lower = padded[start + width + 2] * (1 - right) + padded[start + width + 3] * right
+    lower = padded[start + stride] * (1 - right) + padded[start + stride + 1] * right
     return upper * (1 - down) + lower * down

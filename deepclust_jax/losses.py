@@ -33,7 +33,7 @@ def total_variance(x: Array, mask: Array) -> Array:
     # serves, and for rows of zeros 1.
     square = jnp.sum(mean**2)
     spare = jnp.where(square > 0, square, 1.0)
-    return jnp.where(variance > 1e-6 * square, variance, spare)
+    return jnp.where(variance > 1e-12 * square, variance, spare)
 
 
 def squared_distances(z: Array, centroids: Array) -> Array:

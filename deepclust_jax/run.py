@@ -80,7 +80,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     change = augment.affine if method.augment == "affine" else None
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
-        return _falling(rate, steps * epochs, training.decay)
+        return falling_rate(rate, steps * epochs, training.decay)
 
     def encoder_phase(name: str, rate: float, epochs: int, change=None) -> Phase:
         own = autoencoder.Config(**common, learning_rate=rate, metric=method.metric)
@@ -251,7 +251,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
 
 
-def _falling(rate: float, steps: int, decay: float) -> optax.Schedule:
+def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:
     """A constant rate that falls to 0 in a line over the last share `decay` of the steps."""
     last = int(steps * decay)
     if last == 0:

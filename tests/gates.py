@@ -3,13 +3,14 @@
     DEEPCLUST_DATA_DIR=... python -m pytest tests/gates.py
 
 Means over five seeds with the practical profile, shortened. Not collected by a plain `pytest`: it
-takes minutes. `test_broken_methods_fail` breaks both methods and shows that the gates notice.
+takes minutes. The last two tests break the methods and show that the gates notice.
 """
 
 import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from deepclust_jax import config, data, losses, metrics, run, train
@@ -91,7 +92,10 @@ def test_a_broken_dcn_fails(data_dir):
         value = losses.masked_mean(error + 0.5 * config.weight * pull, batch.mask)
         return value, {}
 
-    algorithm = dcn.build(dcn.Config(weight=own.method.weight), x.shape[1:], loss=loss)
+    sound = dcn.Config(weight=own.method.weight, precision=own.network.precision)
+    steps = -(-len(x) // own.training.batch_size)
+    rate = run.falling_rate(own.training.learning_rate, steps * JOINT, own.training.decay)
+    algorithm = dcn.build(sound, x.shape[1:], loss=loss, optimizer=optax.adam(rate))
     keys = run.seed_keys(own)
     state = jax.vmap(dcn.warm_start)(train.init(keys, algorithm, x), pretrained("usps").state)
     found = train.fit(keys, algorithm, x, epochs=JOINT, state=state)

@@ -278,10 +278,10 @@ def test_options_that_do_not_fit_the_rows_are_refused(args, words):
 
 
 def test_learning_rate_falls_in_a_line_over_the_last_share():
-    rates = [float(run._falling(0.4, 10, 0.4)(step)) for step in range(11)]
+    rates = [float(run.falling_rate(0.4, 10, 0.4)(step)) for step in range(11)]
     np.testing.assert_allclose(rates, [0.4] * 7 + [0.3, 0.2, 0.1, 0.0], atol=1e-7)
-    assert [float(run._falling(0.4, 10, 0.0)(step)) for step in (0, 9)] == [0.4, 0.4]
-    assert float(run._falling(0.4, 0, 1.0)(0)) == 0.4  # no epochs
+    assert [float(run.falling_rate(0.4, 10, 0.0)(step)) for step in (0, 9)] == [0.4, 0.4]
+    assert float(run.falling_rate(0.4, 0, 1.0)(0)) == 0.4  # no epochs
 
 
 def test_the_key_of_a_seed_does_not_depend_on_the_others():

@@ -48,6 +48,9 @@ def test_total_variance_of_the_rows_that_count():
     same = jnp.full((7, 5), 0.1)  # equal rows, whose variance is rounding
     np.testing.assert_allclose(losses.total_variance(same, jnp.ones(7)), 0.05, rtol=1e-5)
     assert losses.total_variance(jnp.zeros((3, 2)), jnp.ones(3)) == 1.0
+    # Raw data far from 0 have a variance all the same.
+    far = 3000.0 + jnp.array([[1.0], [-1.0]])
+    np.testing.assert_allclose(losses.total_variance(far, jnp.ones(2)), 1.0)
 
 
 def test_soft_kmeans_between_its_limits():

@@ -103,6 +103,34 @@ def test_affine_shifts_by_whole_pixels():
     assert np.abs(moved - expected).mean() < 0.02
 
 
+@pytest.mark.parametrize("options", [{"scale": 0.3}, {"shear": 0.4}])
+def test_affine_scale_and_shear_move_pixels_as_they_say(options):
+    """The result at (r, c) is the image at the place that the inverse motion gives."""
+    rows, columns = np.mgrid[:9, :9].astype(np.float32) - 4.0
+    image = jnp.asarray(rows + 10.0 * columns)[..., None]  # linear: interpolation is exact
+    key = jax.random.key(3)
+    draw = np.asarray(jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0))
+    found = augment.affine(key, image, degrees=0.0, shift=0.0, **options)[..., 0]
+    zoom = 1.0 + draw[3] * options.get("scale", 0.0)
+    slope = draw[4] * options.get("shear", 0.0)
+    source_row, source_column = rows / zoom, slope * rows + columns / zoom
+    inside = (np.abs(source_row) <= 4) & (np.abs(source_column) <= 4)
+    expected = source_row + 10.0 * source_column
+    assert 20 < inside.sum() < 82 and abs(zoom - 1) + abs(slope) > 0.05
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)
+    assert not np.allclose(found, image[..., 0])
+
+
+def test_affine_leaves_nothing_of_an_image_that_moved_out():
+    """Trap: places outside that are clipped to just inside keep a trace of the edge."""
+    image = jnp.ones((6, 6, 1))
+    draw = jax.random.uniform(jax.random.key(0), (5,), minval=-1.0, maxval=1.0)
+    for shift in (20.0, -20.0):
+        found = augment.affine(jax.random.key(0), image, degrees=0.0, shift=shift)
+        assert min(abs(float(draw[1])), abs(float(draw[2]))) * 20.0 > 1.2
+        np.testing.assert_array_equal(found, 0.0)
+
+
 def test_affine_quarter_turn_equals_rot90():
     """A bound of 90 / draw degrees turns by exactly a quarter."""
     x = jax.random.uniform(KEY, (7, 7, 1))

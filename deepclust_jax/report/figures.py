@@ -74,7 +74,8 @@ def cluster_sizes(path: str | os.PathLike, sizes: np.ndarray) -> None:
         box = {"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"}
         axes.bar_label(bars, fontsize=8, padding=2, bbox=box)
         axes.set_xticks(np.arange(k))
-    axes.axhline(sizes.mean(), color="0.3", lw=1, ls="--", zorder=0)
+    axes.axhline(sizes.mean(), color="0.3", lw=1, ls="--", zorder=0, label="even split")
+    axes.legend(loc="lower right", fontsize=8)
     axes.set(xlabel="cluster", ylabel="rows", xlim=(-0.6, k - 0.4))
     axes.set_ylim(0, 1.12 * max(sizes.max(), 1))
     axes.spines[["top", "right"]].set_visible(False)
@@ -199,7 +200,6 @@ def training_curves(
         axes.tick_params(labelsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
     _save(figure, path)
 
