@@ -81,7 +81,7 @@ def cluster(options: Options) -> int:
     if tuple(dataset.x.shape[1:]) != trained.shape:
         raise config.ConfigError(
             f"expected rows of shape {trained.shape} as in {options.run}, "
-            f"found {tuple(dataset.x.shape[1:])} in {options.data}"
+            f"found {tuple(dataset.x.shape[1:])} in {options.data}; give rows of that shape"
         )
     kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
     z, labels = train.embed(trained.algorithm, kept, dataset.x)

@@ -97,7 +97,10 @@ def with_clusters(options: config.Options, dataset) -> config.Options:
     if k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
     if not 2 <= k <= n:
-        raise config.ConfigError(f"expected 2 <= --n-clusters <= {n} (the rows), found {k}")
+        raise config.ConfigError(
+            f"expected 2 <= --n-clusters <= {n} (the rows), found {k}; "
+            "give fewer clusters or more rows"
+        )
     return dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=k))
 
 

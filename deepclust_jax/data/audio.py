@@ -31,7 +31,7 @@ def fit(clips: Clips) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     rate = clips.sample_rate
     window, hop = round(WINDOW_SECONDS * rate), round(HOP_SECONDS * rate)
     if hop < 1:
-        raise DataError(f"sample rate {rate} Hz is too low for windows of 32 ms")
+        raise DataError(f"sample rate {rate} Hz is too low for windows of 32 ms; resample")
     lengths = [frame_count(len(clip), window, hop) for clip in clips.samples]
     frames = int(np.ceil(np.percentile(lengths, 95) / 4)) * 4
     settings = {

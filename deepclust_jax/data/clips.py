@@ -39,7 +39,7 @@ def read(paths: list[Path]) -> Clips:
             sound, found = soundfile.read(path, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
             reason = str(error).replace("\n", " ")
-            raise DataError(f"{path} is not a readable sound file: {reason}") from None
+            raise DataError(f"{path} is not a readable sound file: {reason}; remove it") from None
         rate = rate or found
         if found != rate:
             raise DataError(

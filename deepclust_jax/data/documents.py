@@ -30,14 +30,21 @@ def read_jsonl(path: Path, label_field: str) -> tuple[list[str], list | None]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error.msg}); mend the line"
+            ) from None
         if not isinstance(row, dict) or not isinstance(row.get(TEXT_FIELD), str):
-            raise DataError(f"{path}, line {number}: expected an object with a string 'text'")
+            raise DataError(
+                f"{path}, line {number}: expected an object with a string 'text'; mend the line"
+            )
         texts.append(row[TEXT_FIELD])
         labels.append(row.get(label_field))
     labelled = [value is not None for value in labels]
     if any(labelled) and not all(labelled):
-        raise DataError(f"{path}: document {labelled.index(False)} has no field {label_field!r}")
+        raise DataError(
+            f"{path}: document {labelled.index(False)} has no field {label_field!r}; give all "
+            "documents one, or none"
+        )
     return texts, labels if any(labelled) else None
 
 
@@ -50,5 +57,5 @@ def _read(path: Path) -> str:
         raise DataError(f"{path}: the gzip file is damaged or cut short; get it again") from None
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: expected UTF-8 text, found another byte at {error.start}"
+            f"{path}: expected UTF-8 text, found another byte at {error.start}; save it as UTF-8"
         ) from None

@@ -34,7 +34,7 @@ def read(path: Path, labels: str | Path | None) -> Found:
     ending = "".join(path.suffixes[-2:]).lower()
     ending = ending if ending == ".jsonl.gz" else path.suffix.lower()
     if path.exists() and path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes)")
+        raise DataError(f"{path} is empty (0 bytes); copy or download it again")
     if ending == ".npy":
         return Found(_read_npy(path))
     if ending == ".npz":
@@ -47,7 +47,9 @@ def read(path: Path, labels: str | Path | None) -> Found:
     if ending in (".jsonl", ".jsonl.gz"):
         texts, y = documents.read_jsonl(path, column or "label")
         if column is not None and y is None:
-            raise DataError(f"{path}: no field and no file {column!r} for the labels")
+            raise DataError(
+                f"{path}: no field and no file {column!r} for the labels; check the name"
+            )
         return Found(texts, y, (), column is not None)
     if ending == ".txt":
         return Found(documents.read_txt(path))
@@ -103,5 +105,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         if chosen is None and len(others) == 1:
             chosen = others[0]
         if chosen is None:
-            raise DataError(f"{path}: expected an array X, x or only one, found {names}")
+            raise DataError(
+                f"{path}: expected an array X, x or only one, found {names}; rename one"
+            )
         return stored[chosen], stored[label_name] if label_name else None

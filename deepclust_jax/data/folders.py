@@ -27,7 +27,8 @@ def read(folder: Path) -> tuple[np.ndarray | clips.Clips, list[str] | None]:
     )
     if not paths:
         raise DataError(
-            f"folder {folder} holds no pictures ({', '.join(PICTURES)}) and no sounds (.wav)"
+            f"folder {folder} holds no pictures ({', '.join(PICTURES)}) and no sounds (.wav); "
+            "check the path"
         )
     sounds = [path for path in paths if path.suffix.lower() in SOUNDS]
     if 0 < len(sounds) < len(paths):
@@ -48,7 +49,7 @@ def _classes(paths: list[Path], folder: Path) -> list[str] | None:
     if loose:
         raise DataError(
             f"{paths[loose[0]]} lies beside sub-folders; expected all files in sub-folders (the "
-            "classes) or none"
+            "classes) or none: move it"
         )
     return [parts[0] for parts in inside]
 

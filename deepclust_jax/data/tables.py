@@ -29,7 +29,7 @@ def read_csv(path: Path, labels: str | None) -> Table:
     try:
         return _read_csv(path, labels)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a csv file in UTF-8 ({error})") from None
+        raise DataError(f"{path}: not a csv file in UTF-8 ({error}); save it as one") from None
 
 
 def _read_csv(path: Path, labels: str | None) -> Table:
@@ -41,7 +41,7 @@ def _read_csv(path: Path, labels: str | None) -> Table:
         first, second = next(rows, []), next(rows, [])
     header = _is_header(first, second)
     if not second and header:
-        raise DataError(f"{path}: found a header line but no rows")
+        raise DataError(f"{path}: found a header line but no rows; check the file")
     names = [cell.strip() for cell in first] if header else None
     columns = names or [str(i) for i in range(len(first))]
     label, features = split_columns(names, len(first), labels, path)
@@ -177,7 +177,7 @@ def _csv_rows(path: Path, separator: str, columns: list[str], header: bool) -> I
             if len(row) != len(columns):
                 raise DataError(
                     f"{path}: row {i - header} (counted from 0) has {len(row)} cells, expected "
-                    f"{len(columns)}"
+                    f"{len(columns)}; mend the row"
                 )
             yield row
 
