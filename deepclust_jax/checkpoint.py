@@ -110,7 +110,7 @@ def drop_damaged(folder: str | Path, *, spare: bool = False) -> list[int]:
     """Remove the steps after the newest one that can be read whole. -> the steps removed.
 
     Where none can be read, all stay (perhaps they are sound and reading is what fails), or with
-    `spare`, for states that can be had again, all go.
+    `spare`, for states that can be had again, all are put aside as damaged-STEP.
     """
     root = _resolve(folder)
     sound = newest_sound(root)
@@ -118,7 +118,10 @@ def drop_damaged(folder: str | Path, *, spare: bool = False) -> list[int]:
         return []
     damaged = [step for step in reversed(_steps(root)) if sound is None or step > sound]
     for step in damaged:
-        _discard(root / str(step))
+        if sound is None:
+            os.replace(root / str(step), _free(root / f"damaged-{step}"))
+        else:
+            _discard(root / str(step))
     return damaged
 
 
@@ -170,6 +173,11 @@ def _discard(path: Path) -> None:
         doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
         os.replace(path, doomed / path.name)
         shutil.rmtree(doomed)
+
+
+def _free(path: Path) -> Path:
+    _discard(path)
+    return path
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -111,6 +112,24 @@ def autoencoder(
     flat = mlp((*reversed(hidden), math.prod(shape)), precision=precision)
     decoder = Network(flat.init, lambda params, z: flat.apply(params, z).reshape(-1, *shape))
     return encoder, decoder
+
+
+def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params, Params]:
+    """The autoencoder whose code is the old code times `matrix` [d, d], reconstructing as before.
+
+    The code is linear and so is what the decoder does with it first, so that the matrix goes into
+    the last layer of the one and its inverse into the first layer of the other.
+    """
+    layers = [name for name in encoder["params"] if name.startswith("Dense_")]
+    last = max(layers, key=lambda name: int(name.removeprefix("Dense_")))
+    times = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+    coded = {name: times(leaf, matrix) for name, leaf in encoder["params"][last].items()}
+    kernel = times(jnp.linalg.inv(matrix), decoder["params"]["Dense_0"]["kernel"])
+    decoded = decoder["params"]["Dense_0"] | {"kernel": kernel}
+    return (
+        encoder | {"params": encoder["params"] | {last: coded}},
+        decoder | {"params": decoder["params"] | {"Dense_0": decoded}},
+    )
 
 
 def apply_in_blocks(

@@ -133,32 +133,46 @@ def execute(
         on_epoch: called after every epoch.
 
     Raises:
+        ConfigError: `pretrained` for a method that has no pretraining.
         Diverged: see `train.fit`; the message names the phase and its option.
-        CheckpointError: a checkpoint that is needed is damaged.
+        CheckpointError: a checkpoint that is needed is damaged, or is of other seeds.
     """
     keys = seed_keys(options, seeds)
+    numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
+    made = {"seed": options.run.seed, "seeds": numbers}
     todo = phases(options, tuple(x.shape))
     seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:
-        *before, joint = todo
-        todo, state = [joint], pretrained
-        start = (before[0].algorithm, pretrained) if before else None
+        if len(todo) == 1:
+            raise config.ConfigError(
+                f"expected a method that pretrains, found {options.method.method} with "
+                "pretrained=; leave it out"
+            )
+        start = todo[0].algorithm, pretrained
+        todo, state = todo[1:], pretrained
     for i, phase in enumerate(todo):
         store = None if folder is None else folder / phase.name
-        seconds[phase.name], done = _so_far(store)
+        seconds[phase.name], done = _so_far(store, phase, made)
         compile_seconds[phase.name] = 0.0
-        if not done and any(_begun(folder, later) for later in todo[i + 1 :]):
-            seconds[phase.name] = math.nan  # its end was damaged and is not needed any more
-            continue
-        if done:
-            state = load_state(store, phase, keys, x.shape[1:])
-        else:
-            fitted = _train(phase, keys, x, options, state, store, seconds[phase.name], on_epoch)
+        begun = i == 0 and len(todo) == 2 and _begun(folder, todo[1])
+        if not (done or begun):
+            fitted = _train(
+                phase, keys, x, options, state, store, seconds[phase.name], made, on_epoch
+            )
             state = fitted.state
             seconds[phase.name] += fitted.seconds
             compile_seconds[phase.name] = fitted.compile_seconds
             if store is not None:
-                _save(store, state, seconds[phase.name], finished=True)
+                _save(store, state, seconds[phase.name], made, epochs=phase.epochs)
+        elif done:
+            try:
+                state = load_state(store, phase, keys, x.shape[1:])
+            except checkpoint.CheckpointError:
+                if not begun:
+                    raise
+                continue  # damaged, but not needed any more
+        else:
+            continue  # lost, but not needed any more
         if i < len(todo) - 1:
             start = phase.algorithm, state
     return Trained(todo[-1].algorithm, state, seconds, compile_seconds, start)
@@ -227,18 +241,22 @@ def check_same(folder: Path, options: config.Options) -> None:
 def drop_damaged(folder: Path) -> list[str]:
     """Remove damaged checkpoints of a run, so that the ones before serve. -> what was removed."""
     removed = []
-    for name, other in (PHASES, PHASES[::-1]):
+    for name in PHASES:
         # Joint training begins again from a sound pretraining, which it needs no more once begun.
-        spare = checkpoint.newest_sound(folder / other) is not None
+        if name == "pretrain" and checkpoint.newest_sound(folder / "train") is not None:
+            continue
+        spare = name == "train" and checkpoint.newest_sound(folder / "pretrain") is not None
         steps = checkpoint.drop_damaged(folder / name, spare=spare)
         removed += [f"step {step} of {name}" for step in steps]
     return removed
 
 
 def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]:
-    """Epochs that the checkpoints of a run hold, by phase."""
+    """Epochs that the checkpoints of a run hold, by phase; a phase that is lost but done is not."""
     steps = -(-n // min(options.training.batch_size, n))
     found = {name: checkpoint.latest(folder / name) for name in PHASES}
+    if found["train"] is not None and found["pretrain"] is None:
+        del found["pretrain"]
     return {name: (step or 0) // steps for name, step in found.items()}
 
 
@@ -260,7 +278,7 @@ def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(rate), line], [steps - last])
 
 
-def _train(phase, keys, x, options, before, store, seconds, on_epoch) -> train.Fit:
+def _train(phase, keys, x, options, before, store, seconds, made, on_epoch) -> train.Fit:
     """Train one phase from its newest checkpoint, or from the state of the phase before it."""
     batch_size = options.training.batch_size
     phase_keys = jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
@@ -269,7 +287,7 @@ def _train(phase, keys, x, options, before, store, seconds, on_epoch) -> train.F
     else:
         state = train.init(phase_keys, phase.algorithm, x, batch_size=batch_size)
         if before is not None:
-            state = METHODS[options.method.method].warm_start(state, before)
+            state = jax.vmap(METHODS[options.method.method].warm_start)(state, before)
     try:
         return train.fit(
             phase_keys,
@@ -280,7 +298,7 @@ def _train(phase, keys, x, options, before, store, seconds, on_epoch) -> train.F
             state=state,
             refresh_every=phase.refresh_every,
             refresh_at_end=phase.cluster,
-            on_epoch=_epoch_hook(phase, store, seconds, on_epoch),
+            on_epoch=_epoch_hook(phase, store, seconds, made, on_epoch),
         )
     except train.Diverged as error:
         rate = "pretrain-learning-rate" if phase.name == "pretrain" else "learning-rate"
@@ -295,23 +313,29 @@ def _begun(folder: Path | None, phase: Phase) -> bool:
     return folder is not None and checkpoint.latest(folder / phase.name) is not None
 
 
-def _so_far(store: Path | None) -> tuple[float, bool]:
+def _so_far(store: Path | None, phase: Phase, made: dict[str, Any]) -> tuple[float, bool]:
     """Seconds of training that the newest checkpoint of a phase stands for, and if it is the end.
 
-    NaN where it was not recorded.
+    NaN where they were not recorded. Raises CheckpointError if it is of other seeds.
     """
     if store is None or checkpoint.latest(store) is None:
         return 0.0, False
     known = checkpoint.metadata(store)
-    return known.get("seconds", math.nan), known.get("finished", False)
+    if known.get("made", made) != made:
+        raise checkpoint.CheckpointError(
+            f"expected seeds {made['seeds']} of --seed {made['seed']} in {store}, found "
+            f"{known['made']['seeds']} of {known['made']['seed']}; choose another folder"
+        )
+    return known.get("seconds", math.nan), known.get("finished_epochs") == phase.epochs
 
 
-def _save(store: Path, state: State, seconds: float, *, finished: bool = False) -> None:
-    known = {"seconds": seconds, "finished": finished}
+def _save(store: Path, state: State, seconds: float, made, *, epochs: int | None = None) -> None:
+    """Write a checkpoint; `epochs` marks the end of a phase of so many, its last k-means done."""
+    known = {"seconds": seconds, "made": made, "finished_epochs": epochs}
     checkpoint.save(store, state, step=int(state.step[0]), metadata=known)
 
 
-def _epoch_hook(phase: Phase, store: Path | None, before: float, on_epoch: OnEpoch | None):
+def _epoch_hook(phase: Phase, store, before: float, made, on_epoch: OnEpoch | None):
     start = saved = time.monotonic()
 
     def hook(epoch, state, metrics):
@@ -319,7 +343,7 @@ def _epoch_hook(phase: Phase, store: Path | None, before: float, on_epoch: OnEpo
         if on_epoch is not None:
             on_epoch(phase.name, epoch, phase.epochs, metrics)
         if store is not None and time.monotonic() - saved > _SAVE_EVERY:
-            _save(store, jax.device_get(state), before + time.monotonic() - start)
+            _save(store, jax.device_get(state), before + time.monotonic() - start, made)
             saved = time.monotonic()
 
     return hook

@@ -20,20 +20,18 @@ from deepclust_jax import config
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
-    out = None
     try:
         options = config.resolve(config.parse(args))
-        out = options.run.out
         return train_and_report(options)
     except KeyboardInterrupt:
-        hint = f"; go on with --resume --out {out}" if out and is_run(out) else ""
-        print(f"interrupted{hint}", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         name = type(error).__name__
         if name not in ("ConfigError", "DataError", "CheckpointError", "Diverged"):
             raise
-        again = f"; --overwrite replaces the run in {out}" if name == "Diverged" else ""
+        started = name in ("CheckpointError", "Diverged")
+        again = f"; --overwrite replaces the run in {options.run.out}" if started else ""
         print(f"error: {error}{again}", file=sys.stderr)
         return 2
 
@@ -59,17 +57,22 @@ def train_and_report(options: config.Options) -> int:
     print(facts(options, dataset, labels))
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint"):
-            print(f"damaged checkpoint removed: {dropped}; going on from the one before")
+            print(f"damaged checkpoint removed: {dropped}; going on from what is sound")
     done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
     resume = done if options.run.resume else None
-    with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:
+    try:
+        with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:
 
-        def on_epoch(phase, epoch, epochs, metrics):
-            log.epoch(phase, epoch - 1, metrics)
-            report_epoch(phase, epoch, epochs, metrics)
+            def on_epoch(phase, epoch, epochs, metrics):
+                log.epoch(phase, epoch - 1, metrics)
+                report_epoch(phase, epoch, epochs, metrics)
 
-        trained = run.execute(options, dataset.x, folder=folder / "checkpoint", on_epoch=on_epoch)
-    report = run_directory.write(folder, options, dataset, trained, labels)
+            store = folder / "checkpoint"
+            trained = run.execute(options, dataset.x, folder=store, on_epoch=on_epoch)
+        report = run_directory.write(folder, options, dataset, trained, labels)
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
+        return 130
     print(tables.score_table(report))
     print(f"Run directory: {folder}")
     return 0

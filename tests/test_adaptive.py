@@ -57,7 +57,8 @@ def test_the_criterion_is_that_of_the_labels_and_falls_with_every_step():
     x, _ = load_digits(return_X_y=True)
     z = PCA(8, random_state=0).fit_transform(x).astype(np.float32)
     n, d = z.shape
-    shrinkage = d * (d + 1) / 2 / n
+    entries = d * (d + 1) / 2
+    shrinkage = entries / (n + entries)
     before = np.inf
     for steps in (1, 2, 3, 5, 10, 300):
         found = adaptive.fit(KEY, z, 10, n_init=1, max_iter=steps)
@@ -90,13 +91,69 @@ def test_assign_gives_rows_their_labels_in_any_company():
     np.testing.assert_array_equal(adaptive.assign(found.view, x[order]), found.labels[order])
 
 
-def test_plain_view_is_kmeans():
+def blobs(centres, n=80, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = np.atleast_2d(np.asarray(centres, float))
+    truth = np.repeat(np.arange(len(centres)), n)
+    return (centres[truth] + rng.normal(size=(len(truth), centres.shape[1]))), truth
+
+
+GRID = [[8.0 * i, 8.0 * j] for i in range(3) for j in range(3)]
+
+
+@pytest.mark.parametrize(
+    "centres",
+    [
+        [[0.0], [10.0], [20.0], [30.0]],  # one dimension, where directions are only two
+        GRID,  # a cluster at the mean of all rows
+        np.outer([-20.0, 0.0, 20.0], np.eye(10)[0]),
+    ],
+)
+def test_plain_blobs_are_found(centres):
+    """Trap: rows scaled to unit length lose the clusters that differ in length alone."""
+    x, truth = blobs(centres)
+    found = adaptive.fit(KEY, x, len(centres))
+    assert metrics.accuracy(truth, np.asarray(found.labels)) > 0.99
+
+
+def test_restarts_are_chosen_where_the_scatter_has_more_entries_than_there_are_rows():
+    """Trap: a scatter shrunk to that of all rows is the same for every labelling."""
+    x, _ = blobs(1.2 * np.random.default_rng(1).normal(size=(10, 20)), n=12)
+    found = adaptive.fit(KEY, x, 10, n_init=8)
+    alone = [adaptive.fit(key, x, 10, n_init=1) for key in jax.random.split(KEY, 8)]
+    criteria = [float(one.criterion) for one in alone]
+    assert max(criteria) - min(criteria) > 0.01
+    assert float(found.criterion) < np.median(criteria)
+
+
+@pytest.mark.parametrize("scale, offset", [(1e18, 0.0), (1e-18, 0.0), (1.0, 1e8)])
+def test_neither_scale_nor_offset_changes_the_labels(scale, offset):
+    x, truth = blobs([[0.0, 0.0, 0.0], [8.0, 0.0, 0.0], [0.0, 8.0, 0.0]])
+    found = adaptive.fit(KEY, scale * x + offset, 3)
+    assert metrics.accuracy(truth, np.asarray(found.labels)) > 0.99
+    assert np.isfinite(float(found.criterion))
+
+
+@pytest.mark.parametrize("factor", [100.0, 1e3, 1e4])
+def test_an_axis_on_another_scale_changes_nothing(factor):
+    x, truth = blobs([[0.0, 0.0, 0.0], [6.0, 0.0, 0.0], [0.0, 6.0, 6.0]])
+    for axis in range(3):
+        scales = np.ones(3)
+        scales[axis] = factor
+        labels = np.asarray(adaptive.fit(KEY, x * scales, 3).labels)
+        assert metrics.accuracy(np.asarray(adaptive.fit(KEY, x, 3).labels), labels) > 0.99
+
+
+def test_linear_part_has_the_distances_of_the_view_and_keeps_volume():
     x, _ = sheets()
-    # Unit length is part of the view.
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    centroids = jnp.asarray(x[:5])
-    found = adaptive.assign(adaptive.plain(centroids), x)
-    np.testing.assert_array_equal(found, kmeans.assign(x, centroids)[0])
+    found = adaptive.fit(KEY, x, 2)
+    matrix = np.asarray(adaptive.linear(found.view), np.float64)
+    np.testing.assert_allclose(abs(np.linalg.det(matrix)), 1.0, rtol=1e-3)
+    near = np.random.default_rng(0).normal(size=(20, 3)) * 1e-3
+    whitened = near @ np.asarray(found.view.whitening, np.float64)
+    wanted = np.einsum("id,de,ie->i", whitened, np.asarray(found.view.precision), whitened)
+    ratio = ((near @ matrix) ** 2).sum(1) / wanted
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +165,7 @@ def test_plain_view_is_kmeans():
         (np.random.default_rng(0).normal(size=(9, 20)).astype(np.float32), 3),  # wide
         (np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)[:, [0, 0, 1]], 3),
         (1e15 * np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), 3),
+        (np.full((6, 3), 7.0, np.float32), 2),
         (np.float32(1e4) + np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32), 1),
     ],
 )

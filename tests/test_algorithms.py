@@ -35,6 +35,28 @@ def started(module, config, x):
     return algorithm, module.warm_start(train.init(KEY, algorithm, x), pretrained), pretrained
 
 
+@pytest.mark.parametrize("module", [dcn, dkm])
+def test_joint_training_starts_from_the_adaptive_clusters(module):
+    """Trap: the autoencoder is clustered in one metric, and its successor goes on in another."""
+    x = rows(300) @ np.diag([1.0, 30.0, 1.0, 1.0, 0.1, 1.0]).astype(np.float32)
+    config = {**SMALL, "embed_dim": 4}
+    first = autoencoder.build(autoencoder.Config(**config, metric="adaptive"), (6,))
+    pretrained = train.fit(KEY, first, x, epochs=5, refresh_every=0, refresh_at_end=True).state
+    algorithm = module.build(module.Config(**config), (6,))
+    state = module.warm_start(train.init(KEY, algorithm, x), pretrained)
+    z = first.embed(pretrained, jnp.asarray(x))
+    wanted = first.assign(pretrained, z)
+    found = algorithm.assign(state, algorithm.embed(state, jnp.asarray(x)))
+    assert np.mean(np.asarray(found) == np.asarray(wanted)) > 0.95
+    nets = module.build_nets(module.Config(**config), (6,))
+    codes = (z, nets.encoder.apply(state.params["encoder"], x))
+    both = [
+        nets.decoder.apply(params["decoder"], code)
+        for params, code in zip((pretrained.params, state.params), codes, strict=True)
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-3, atol=1e-3 * float(np.abs(both[0]).max()))
+
+
 def test_autoencoder_loss_is_the_share_left_unexplained():
     """A decoder that returns the mean explains nothing, whatever the scale of the data."""
     config = autoencoder.Config(**SMALL)

@@ -163,6 +163,7 @@ def test_the_only_step_is_not_dropped(saved):
     assert checkpoint.newest_sound(saved) is None
     # ... unless something else serves in its place.
     assert checkpoint.drop_damaged(saved, spare=True) == [3] and checkpoint.latest(saved) is None
+    assert (saved / "damaged-3").is_dir()
 
 
 def test_a_step_with_a_damaged_header_is_not_the_latest(saved):

@@ -86,12 +86,15 @@ def test_an_index_that_pandas_wrote_is_no_feature(tmp_path, name):
     """Trap: `to_csv()` writes the row numbers, the largest "feature" of all."""
     rows = np.column_stack([np.arange(12.0), TABLE])
     path = write_csv(tmp_path / "t.csv", rows, [name, "u", "v", "w"])
-    fails("counts the rows, as an index that pandas wrote; write the table with index=False", path)
-    # A nameless column of measurements, or a count that has a name, is a feature.
-    rows[:, 0] = rows[::-1, 0]
+    fails("column 0 has no name and numbers the rows, as an index that pandas or R wrote", path)
+    rows[:, 0] = RNG.permutation(12) + 5  # of a shuffled part
+    fails("numbers the rows", write_csv(tmp_path / "t.csv", rows, [name, "u", "v", "w"]))
+    # A nameless column of measurements, or a number that has a name, is a feature.
+    rows[:, 0] += 0.5
     path = write_csv(tmp_path / "t.csv", rows, [name, "u", "v", "w"])
     assert data.load(path)[0].x.shape == (12, 4)
-    path = write_csv(tmp_path / "t.csv", rows[::-1], ["day", "u", "v", "w"])
+    rows[:, 0] = np.arange(12)
+    path = write_csv(tmp_path / "t.csv", rows, ["day", "u", "v", "w"])
     assert data.load(path)[0].x.shape == (12, 4)
 
 

@@ -78,6 +78,23 @@ def test_blocks_change_nothing(n):
     np.testing.assert_allclose(blocked, network.apply(params, x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind, precision", [("mlp", "float32"), ("conv", "float32")])
+def test_change_of_code_is_seen_by_the_code_alone(kind, precision):
+    x = jax.random.uniform(KEY, (5, 8, 8, 1))
+    encoder, decoder = networks.autoencoder(kind, (8, 8, 1), (16, 12), 3, precision=precision)
+    first = encoder.init(KEY, x)
+    first = jax.tree.map(lambda leaf: leaf + 0.1, first)  # biases that are not 0
+    z = encoder.apply(first, x)
+    second = decoder.init(KEY, z)
+    matrix = jnp.array([[2.0, 0.3, 0.0], [0.0, 0.5, 1.0], [0.1, 0.0, -1.0]])
+    changed = networks.change_code(first, second, matrix)
+    new = encoder.apply(changed[0], x)
+    np.testing.assert_allclose(new, z @ matrix, rtol=1e-4, atol=1e-4)
+    expected = decoder.apply(second, z)
+    np.testing.assert_allclose(decoder.apply(changed[1], new), expected, rtol=1e-4, atol=1e-4)
+    assert jax.tree.structure(changed) == jax.tree.structure((first, second))
+
+
 def test_affine_without_motion_is_identity():
     x = jax.random.uniform(KEY, (6, 8, 2))
     same = augment.affine(KEY, x, degrees=0.0, shift=0.0)

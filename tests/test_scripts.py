@@ -328,8 +328,12 @@ def test_one_sound_phase_is_enough_to_go_on_from(base, tmp_path, phase):
     out = shutil.copytree(base.folder, tmp_path / "run")
     for step in (out / "checkpoint" / phase).iterdir():
         damage(step)
-    assert f"of {phase}" in done(TRAIN, "--out", out, "--resume")
+    said = done(TRAIN, "--out", out, "--resume")
+    assert ("damaged checkpoint removed" in said) == (phase == "train")
     assert results(out) == results(base.folder)
+    if phase == "pretrain":  # nothing of it is lost but its state
+        assert report_of(out)["seconds"] == report_of(base.folder)["seconds"]
+    assert (out / "metrics.csv").read_text() == (base.folder / "metrics.csv").read_text()
     ways = [way["name"] for way in report_of(out)["baselines"]]
     assert (baselines.START in ways) == (phase == "train")
 
@@ -350,13 +354,32 @@ def test_a_diverged_run_says_what_to_change_and_how_to_try_again(tmp_path, phase
     assert f"--overwrite replaces the run in {tmp_path / 'run'}" in message
 
 
-def test_interrupted_before_there_is_a_run_promises_no_resume(tmp_path, monkeypatch):
+def test_interrupted_before_there_is_a_run_promises_no_resume(base, tmp_path, monkeypatch):
     def load(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(data, "load", load)
-    stopped = call(TRAIN, *TINY, "--out", tmp_path / "run")
-    assert (stopped.code, stopped.err) == (130, "interrupted\n")
+    for out in (tmp_path / "run", base.folder):  # the run in the second is another one
+        stopped = call(TRAIN, *TINY, "--out", out, "--overwrite")
+        assert (stopped.code, stopped.err) == (130, "interrupted\n")
+
+
+def test_checkpoints_of_other_seeds_or_fewer_epochs_are_not_taken_for_finished(tmp_path):
+    def options(epochs):
+        args = ["--n-clusters", "10", *AUTOENCODER, "--epochs", str(epochs)]
+        return config.resolve(config.parse(args))
+
+    x = data.load("digits", limit=200)[0].x
+    run.execute(options(1), x, folder=tmp_path / "a", seeds=[0])
+    more = run.execute(options(3), x, folder=tmp_path / "a", seeds=[0])
+    whole = run.execute(options(3), x, seeds=[0])
+    for a, b in zip(jax.tree.leaves(more.state), jax.tree.leaves(whole.state), strict=True):
+        assert a.shape == b.shape
+    assert int(more.state.step[0]) == int(whole.state.step[0])
+    with pytest.raises(checkpoint.CheckpointError, match=r"expected seeds \[5\]"):
+        run.execute(options(3), x, folder=tmp_path / "a", seeds=[5])
+    with pytest.raises(config.ConfigError, match="a method that pretrains"):
+        run.execute(options(3), x, pretrained=whole.state)
 
 
 def test_resume_with_other_options_names_the_difference(base):

@@ -93,6 +93,23 @@ def sgd(learning_rate: float | optax.Schedule, config: Config) -> optax.Gradient
     )
 
 
+def starting_point(state: State) -> tuple[Params, Array]:
+    """Networks and centroids for a method that goes on with Euclidean distances. -> params, [k, d].
+
+    Under an adaptive metric the code is turned and scaled, volume kept, until its Euclidean
+    distances are those of the metric near the mean, and the decoder takes that back: it
+    reconstructs as before.
+    """
+    if state.view is None:
+        return state.params, state.centroids
+    matrix = adaptive.linear(state.view)
+    encoder, decoder = networks.change_code(
+        state.params["encoder"], state.params["decoder"], matrix
+    )
+    centroids = jnp.dot(state.centroids, matrix, precision=jax.lax.Precision.HIGHEST)
+    return {"encoder": encoder, "decoder": decoder}, centroids
+
+
 def build(
     config: Config,
     shape: tuple[int, ...],
@@ -114,7 +131,7 @@ def build(
     def init(key: Key, batch: Batch) -> State:
         params = init_params(key, batch.x, nets)
         centroids = jnp.zeros((config.n_clusters, config.embed_dim))
-        view = adaptive.plain(centroids) if config.metric == "adaptive" else None
+        view = adaptive.unfitted(centroids) if config.metric == "adaptive" else None
         return State(jnp.int32(0), params, tx.init(params), centroids, view)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -99,7 +99,8 @@ def move_centroids(
 
 def warm_start(state: State, pretrained: autoencoder.State) -> State:
     """`state` with the networks and the k-means centroids of a trained autoencoder."""
-    return state.replace(params=pretrained.params, centroids=pretrained.centroids)
+    params, centroids = autoencoder.starting_point(pretrained)
+    return state.replace(params=params, centroids=centroids)
 
 
 def build(

@@ -115,7 +115,8 @@ def monitor(params: Params, state: State, batch: Batch, *, nets: Nets, config: C
 
 def warm_start(state: State, pretrained: autoencoder.State) -> State:
     """`state` with the networks and the k-means centroids of a trained autoencoder."""
-    return state.replace(params={**pretrained.params, "centroids": pretrained.centroids})
+    params, centroids = autoencoder.starting_point(pretrained)
+    return state.replace(params={**params, "centroids": centroids})
 
 
 def build(

@@ -4,15 +4,17 @@
 
 over labels s (Friedman & Rubin 1967, the determinant criterion): the scatter within clusters takes
 the place of its trace, which is k-means. Labels go to the nearest mean by Mahalanobis distance
-under S, then means and S follow the labels; every step lowers the criterion. It is classification
-EM for a Gaussian mixture with one covariance and equal weights (Celeux & Govaert 1992).
+under S, then means and S follow the labels; no step raises the criterion. But for the shrinkage and
+ridge of `fit` it is classification EM for a Gaussian mixture with one covariance and equal weights
+(Celeux & Govaert 1992).
 
-No invertible linear map of the rows changes the result. The loss of an autoencoder is blind to just
-those maps: encoder W f and decoder g W^-1 reconstruct alike, so that plain k-means on the code goes
-by distances that are an accident of the optimiser.
+No invertible linear map of the rows changes the criterion, up to rounding: axes whose deviations
+differ by a factor over 10,000 count as noise. The loss of an autoencoder is blind to just those
+maps: encoder W f and decoder g W^-1 reconstruct alike, so that plain k-means on the code goes by
+distances that are an accident of the optimiser.
 
-Before that rows are whitened and scaled to unit length, as DeepCluster does with its features
-(Caron et al. 2018): rows far out, of which codes of ReLU networks have many, then pull no harder.
+Before that rows are whitened, y, and drawn into a ball, y / sqrt(1 + |y|^2 / d): rows far out, of
+which codes of ReLU networks have many, would pull the means.
 """
 
 from functools import partial
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Array, Key
@@ -43,34 +46,45 @@ class Adaptive(NamedTuple):
     view: View
     centroids: Array  # [k, d], means of the rows as they are
     labels: Array  # [n] int32
-    criterion: Array  # [], log det of the scatter within clusters
+    criterion: Array  # [], log det of the scatter within clusters, shrunk as `fit` says
     n_iter: Array  # [] int32, of the restart that was kept
 
 
-def plain(centroids: Array) -> View:
-    """The view under which `assign` is that of k-means with these centroids [k, d]."""
+def unfitted(centroids: Array) -> View:
+    """A view of the right shapes for centroids [k, d], before there is a fitted one."""
     d = centroids.shape[1]
     return View(jnp.zeros(d), jnp.eye(d), jnp.eye(d), centroids)
 
 
 def fit(key: Key, x: Array, n_clusters: int, *, n_init: int = 10, max_iter: int = 300) -> Adaptive:
-    """The best of `n_init` runs by the criterion, each from a k-means of its own. [n, d].
+    """The best of `n_init` runs by the criterion. [n, d].
+
+    The runs start from a k-means of their own, by turns on the rows as they are and as seen: the
+    criterion is blind to the scale of the rows, but where that means something it helps the search.
 
     Args:
         key: a typed key; the result is a function of it.
-        x: rows [n, d], float32.
+        x: rows [n, d]; NumPy arrays are centred in float64 before they become float32.
         n_clusters: k, static, 1 <= k <= n.
         n_init: restarts.
         max_iter: steps at most, per restart; a restart ends when no label changes.
 
-    With few rows the scatter is drawn towards that of all rows, by the number of its entries over
-    n: else clusters on parallel planes would always win.
+    With few rows the scatter is drawn towards that of all rows, by the share p / (n + p) for its
+    p = d (d + 1) / 2 entries: else clusters on parallel planes would always win.
 
     Raises:
         ValueError: as `kmeans.fit`.
     """
     kmeans.check(x, n_clusters, "k-means++", n_init, max_iter, None, None)
-    return _fit(key, jnp.asarray(x, jnp.float32), n_clusters, n_init, max_iter)
+    if not isinstance(x, np.ndarray):
+        return _fit(key, kmeans.narrow(x, np.float32(0)), n_clusters, n_init, max_iter)
+    offset = np.mean(x, axis=0, dtype=np.float64)
+    found = _fit(key, kmeans.narrow(x, offset), n_clusters, n_init, max_iter)
+    offset = jnp.asarray(offset, jnp.float32)
+    return found._replace(
+        view=found.view._replace(mean=found.view.mean + offset),
+        centroids=found.centroids + offset[None, :],
+    )
 
 
 def assign(view: View, x: Array) -> Array:
@@ -78,6 +92,15 @@ def assign(view: View, x: Array) -> Array:
     factor = _factor(view.precision)
     rows = jnp.dot(_seen(x, view.mean, view.whitening), factor, precision=_EXACT)
     return kmeans.assign(rows, jnp.dot(view.centroids, factor, precision=_EXACT))[0]
+
+
+def linear(view: View) -> Array:
+    """Matrix of determinant 1 or -1: rows times it have the distances of the view. -> [d, d].
+
+    Near the mean of the rows; far from it the view draws them into a ball.
+    """
+    matrix = jnp.dot(view.whitening, _factor(view.precision), precision=_EXACT)
+    return matrix / jnp.exp(jnp.linalg.slogdet(matrix)[1] / matrix.shape[0])
 
 
 @partial(jax.jit, static_argnames=("n_clusters", "n_init", "max_iter"))
@@ -91,7 +114,8 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
     rows = seen - offset[None, :]
     total = jnp.dot(rows.T, rows, precision=_EXACT) / n
     ridge = jnp.eye(d) * (_RIDGE * jnp.trace(total) / d + 1e-12)
-    shrinkage = jnp.minimum(d * (d + 1) / 2 / n, 1.0)
+    entries = d * (d + 1) / 2
+    shrinkage = entries / (n + entries)
     block_weights = kmeans.blocked(jnp.ones(n), None, kmeans.blocked(rows, n_clusters).shape[:2])
     every = jnp.ones(n_clusters, bool)
 
@@ -109,8 +133,12 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
         same = (labels == old_labels).reshape(-1)[:n]  # padding may waver
         return labels, means, _inverse(scatter), n_iter + 1, jnp.all(same), scatter
 
-    def run(key):
-        start = kmeans.fit(key, rows, n_clusters, n_init=1, max_iter=30).centroids
+    def run(one):
+        key, turn = one
+        begin = jnp.where(turn == 0, x - mean[None, :], rows)
+        labels = kmeans.fit(key, begin, n_clusters, n_init=1, max_iter=30).labels
+        counts, sums = kmeans.sums_by_label(rows, labels, n_clusters)
+        start = sums / jnp.maximum(counts, 1.0)[:, None]
         none = jnp.full(block_weights.shape, -1, jnp.int32)
         carry = (none, start, jnp.eye(d), jnp.int32(0), jnp.bool_(False), total + ridge)
         carry = jax.lax.while_loop(lambda c: ~c[4] & (c[3] < max_iter), step, carry)
@@ -118,7 +146,9 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
         criterion = 2.0 * jnp.sum(jnp.log(jnp.diagonal(jnp.linalg.cholesky(scatter))))
         return means, precision, criterion, n_iter
 
-    means, precision, criterion, n_iter = jax.lax.map(run, jax.random.split(key, n_init))
+    means, precision, criterion, n_iter = jax.lax.map(
+        run, (jax.random.split(key, n_init), jnp.arange(n_init) % 2)
+    )
     best = jnp.argmin(jnp.where(jnp.isnan(criterion), jnp.inf, criterion))
     view = View(mean, whitening, precision[best], means[best] + offset[None, :])
     labels = assign(view, x)
@@ -129,18 +159,22 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
 
 
 def _seen(x, mean, whitening):
-    """Whitened rows of unit length; a row at the mean stays there."""
+    """Whitened rows, drawn into a ball."""
     y = jnp.dot(x - mean[None, :], whitening, precision=_EXACT)
-    squares = jnp.sum(y**2, axis=-1, keepdims=True)
-    return y / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+    return y / jnp.sqrt(1.0 + jnp.mean(y**2, axis=-1, keepdims=True))
 
 
 def _whitening(centred):
     """Matrix that gives rows unit variance along their principal axes; noise stays noise."""
-    covariance = jnp.dot(centred.T, centred, precision=_EXACT) / centred.shape[0]
-    variances, axes = jnp.linalg.eigh(covariance)
-    floor = jnp.maximum(1e-6 * variances[-1], jnp.finfo(centred.dtype).tiny)
-    return axes / jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+    scale = kmeans.power_of_two(centred)  # squares neither overflow nor vanish
+    y, whole = centred / scale, jnp.eye(centred.shape[1])
+    for _ in range(2):  # the second time what float32 lost beside a large variance is exact
+        covariance = jnp.dot(y.T, y, precision=_EXACT) / y.shape[0]
+        variances, axes = jnp.linalg.eigh(covariance)
+        floor = jnp.maximum(1e-6 * variances[-1], jnp.finfo(y.dtype).tiny)
+        part = axes / jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+        y, whole = jnp.dot(y, part, precision=_EXACT), jnp.dot(whole, part, precision=_EXACT)
+    return whole / scale
 
 
 def _inverse(scatter):

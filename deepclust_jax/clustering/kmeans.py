@@ -50,7 +50,7 @@ def assign(x: Array, centroids: Array) -> tuple[Array, Array]:
     offset = np.float32(0)
     if _is_host(x) and _is_host(centroids):
         offset = np.median(np.asarray(centroids, np.float64), axis=0)
-    return _assign(_narrow(x, offset), _narrow(centroids, offset))
+    return _assign(narrow(x, offset), narrow(centroids, offset))
 
 
 def fit(
@@ -94,10 +94,10 @@ def fit(
     offset = np.mean(x, axis=0, dtype=np.float64) if _is_host(x) else np.float32(0)
     start = None
     if not (isinstance(init, str) or callable(init)):
-        start, init, n_init = _narrow(init, offset), "given", 1
+        start, init, n_init = narrow(init, offset), "given", 1
     result = _fit(
-        key, _narrow(x, offset), n_clusters, start, max_iter, tol,
-        None if weights is None else _narrow(weights, np.float32(0)),
+        key, narrow(x, offset), n_clusters, start, max_iter, tol,
+        None if weights is None else narrow(weights, np.float32(0)),
         n_active, init=init, n_init=n_init,
     )  # fmt: skip
     if not _is_host(x):
@@ -112,7 +112,7 @@ def fit(
 @partial(jax.jit, static_argnames=("n_clusters", "init", "n_init"))
 def _fit(key, x, n_clusters, start, max_iter, tol, weights, n_active, *, init, n_init) -> KMeans:
     mean = jnp.mean(jax.lax.stop_gradient(x), axis=0, keepdims=True)
-    scale = _power_of_two(x - mean)
+    scale = power_of_two(x - mean)
     x = (x - mean) / scale  # of size 1: squares neither overflow nor vanish
     weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
     heaviest = jax.lax.stop_gradient(jnp.max(weights))
@@ -229,13 +229,13 @@ def _assign(x, centroids):
     rows, means = jax.lax.stop_gradient((x, centroids))
     # The median: one centroid far away must not move the origin away from all others.
     centre = jnp.median(means, axis=0, keepdims=True)
-    scale = _power_of_two(means - centre)
+    scale = power_of_two(means - centre)
     active = jnp.ones(means.shape[0], bool)
     labels = _labels((rows - centre) / scale, (means - centre) / scale, active)
     return labels, _direct(x, centroids[labels])
 
 
-def _power_of_two(x):
+def power_of_two(x):
     """The power of two at or above the largest absolute value, 1 for zeros; division is exact."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
     exponent = jnp.frexp(jnp.where(largest > 0, largest, 0.5))[1]
@@ -281,7 +281,7 @@ def _is_host(x) -> bool:
     return isinstance(x, np.ndarray)
 
 
-def _narrow(x, offset) -> Array:
+def narrow(x, offset) -> Array:
     """`x - offset` as a float array that JAX computes with; host arrays in float64 until then."""
     if _is_host(x):
         return jnp.asarray(np.asarray(x - offset, np.float32))

@@ -102,13 +102,15 @@ def in_order(
 
 
 def _refuse_index(path: Path, names: Sequence[str], features: list[int], values) -> None:
-    """Raise DataError for a nameless column that only counts the rows: it would be a feature."""
+    """Raise DataError for a nameless column of distinct whole numbers: it would be a feature."""
     for place, column in enumerate(features):
-        counts = np.array_equal(values[:, place], np.arange(len(values)))
-        if names[column] in _INDEX_NAMES and counts:
+        if names[column] not in _INDEX_NAMES or len(values) < 2:
+            continue
+        found = values[:, place]
+        if (found == np.floor(found)).all() and len(np.unique(found)) == len(found):
             raise DataError(
-                f"{path}: column {column} has no name and counts the rows, as an index that pandas "
-                "wrote; write the table with index=False, or drop the column"
+                f"{path}: column {column} has no name and numbers the rows, as an index that "
+                "pandas or R wrote; write the table without it, or name the column"
             )
 
 
