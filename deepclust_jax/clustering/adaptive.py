@@ -103,7 +103,7 @@ def linear(view: View) -> Array:
     return matrix / jnp.exp(jnp.linalg.slogdet(matrix)[1] / matrix.shape[0])
 
 
-@partial(jax.jit, static_argnames=("n_clusters", "n_init", "max_iter"))
+@partial(jax.jit, static_argnames=("n_clusters", "n_init"))
 def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
     x = jax.lax.stop_gradient(x)
     n, d = x.shape
@@ -165,14 +165,19 @@ def _seen(x, mean, whitening):
 
 
 def _whitening(centred):
-    """Matrix that gives rows unit variance along their principal axes; noise stays noise."""
+    """Matrix that gives rows unit variance in every direction; noise stays noise.
+
+    Symmetric steps (ZCA): turned to the principal axes, which rounding turns, it would not be a
+    continuous function of the rows.
+    """
     scale = kmeans.power_of_two(centred)  # squares neither overflow nor vanish
     y, whole = centred / scale, jnp.eye(centred.shape[1])
     for _ in range(2):  # the second time what float32 lost beside a large variance is exact
         covariance = jnp.dot(y.T, y, precision=_EXACT) / y.shape[0]
         variances, axes = jnp.linalg.eigh(covariance)
         floor = jnp.maximum(1e-6 * variances[-1], jnp.finfo(y.dtype).tiny)
-        part = axes / jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+        spread = jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+        part = jnp.dot(axes / spread, axes.T, precision=_EXACT)
         y, whole = jnp.dot(y, part, precision=_EXACT), jnp.dot(whole, part, precision=_EXACT)
     return whole / scale
 
