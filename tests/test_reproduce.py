@@ -1,5 +1,6 @@
 """The script behind the quality table, on a few rows of digits with profiles cut short."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from test_scripts import ROOT, damage, script
 
 from deepclust_jax import checkpoint, config, data, run, train
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 REPRODUCE = script("reproduce")
 MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine")
 ARGS = ["--data", "digits", "--rows", *MADE, "--seeds", "2"]
@@ -30,6 +32,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
     monkeypatch.setattr(REPRODUCE, "README", tmp_path / "README.md")
+    own = REPRODUCE.cell_options
+
+    def small(dataset, row):
+        options = own(dataset, row)
+        network = dataclasses.replace(options.network, hidden=(16, 8), embed_dim=4)
+        return dataclasses.replace(options, network=network)
+
+    monkeypatch.setattr(REPRODUCE, "cell_options", small)
     return tmp_path
 
 
@@ -73,6 +83,7 @@ def test_cells_starts_and_table(folder, capsys):
         strict=True,
     ):
         args = ["--n-clusters", "10", "--precision", "bfloat16", *own.split()]
+        args += ["--hidden", "16", "8", "--embed-dim", "4"]
         options = config.resolve(config.parse(args))
         trained = run.execute(options, dataset.x, seeds=[0, 1])
         found = train.embed(trained.algorithm, trained.state, dataset.x)[1]

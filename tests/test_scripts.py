@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from sklearn.cluster import KMeans
 
 from deepclust_jax import checkpoint, config, data, metrics, run, train
@@ -37,6 +36,7 @@ def script(name: str):
     return module
 
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 TRAIN, CLUSTER = script("train_deep_kmeans"), script("cluster")
 
 
@@ -78,20 +78,6 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def report_of(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs of an earlier test are read from a cache: most of the time here is compilation."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(tmp_path_factory.mktemp("xla")))
-    jax.config.update(names[1], 0.0)
-    compilation_cache.reset_cache()  # it remembers that there was none
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 class Run(NamedTuple):
