@@ -119,7 +119,9 @@ def drop_damaged(folder: str | Path, *, spare: bool = False) -> list[int]:
     damaged = [step for step in reversed(_steps(root)) if sound is None or step > sound]
     for step in damaged:
         if sound is None:
-            os.replace(root / str(step), _free(root / f"damaged-{step}"))
+            aside = root / f"damaged-{step}"
+            _discard(aside)
+            os.replace(root / str(step), aside)
         else:
             _discard(root / str(step))
     return damaged
@@ -173,11 +175,6 @@ def _discard(path: Path) -> None:
         doomed = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
         os.replace(path, doomed / path.name)
         shutil.rmtree(doomed)
-
-
-def _free(path: Path) -> Path:
-    _discard(path)
-    return path
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], Any]:

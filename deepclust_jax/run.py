@@ -113,6 +113,11 @@ def seed_keys(options: config.Options, seeds: Sequence[int] | None = None) -> Ke
     return jax.vmap(lambda s: jax.random.fold_in(root, s))(numbers)
 
 
+def own_keys(phase: Phase, keys: Key) -> Key:
+    """What a phase draws from, for the keys [S] of a run. -> [S]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
+
+
 def execute(
     options: config.Options,
     x: Any,
@@ -281,7 +286,7 @@ def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:
 def _train(phase, keys, x, options, before, store, seconds, made, on_epoch) -> train.Fit:
     """Train one phase from its newest checkpoint, or from the state of the phase before it."""
     batch_size = options.training.batch_size
-    phase_keys = jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
+    phase_keys = own_keys(phase, keys)
     if store is not None and checkpoint.latest(store) is not None:
         state = load_state(store, phase, keys, x.shape[1:])
     else:

@@ -195,13 +195,10 @@ def autoencoder(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
 
 def clustered_again(dataset: Any, cell: Any, seed: int, start: Any) -> Any:
     """The trained autoencoder under the k-means of other options."""
-    import jax
-
     from deepclust_jax import run, train
 
     phase = run.phases(cell, tuple(dataset.x.shape))[0]
-    keys = run.seed_keys(cell, [seed])
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
+    keys = run.own_keys(phase, run.seed_keys(cell, [seed]))
     state = start.state.replace(view=None)
     state = train.refresh(keys, phase.algorithm, state, dataset.x, epoch=phase.epochs)
     return start._replace(algorithm=phase.algorithm, state=state)
