@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import sys
 import tomllib
@@ -222,17 +223,20 @@ def parse(args: Sequence[str] | None = None) -> Options:
     file = given.config
     if file is None and given.resume and given.out and (given.out / FILE).is_file():
         file = given.out / FILE
-    from_file = []
-    if file is not None:
-        values = read(file)
-        _check_values(file, values)
-        from_file = _as_arguments(values)
-    return tyro.cli(
+    values = {} if file is None else read(file)
+    read_all = functools.partial(
+        tyro.cli,
         Options,
-        args=[*from_file, *args],
+        args=[*_as_arguments(values), *args],
         description=_description(),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    if values:
+        try:
+            return read_all(console_outputs=False)
+        except SystemExit:
+            _check_values(file, values)
+    return read_all()
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -261,22 +265,14 @@ def read(file: Path) -> dict[str, Any]:
 
 def _check_values(file: Path, values: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that its option does not take."""
-
-    def fits(values: dict[str, Any]) -> bool:
-        try:
-            tyro.cli(Options, args=_as_arguments(values), console_outputs=False)
-        except SystemExit:
-            return False
-        return True
-
-    if fits(values):
-        return
     for name, value in values.items():
-        if not fits({name: value}):
+        try:
+            tyro.cli(Options, args=_as_arguments({name: value}), console_outputs=False)
+        except SystemExit:
             flag = name.replace("_", "-")
             raise ConfigError(
                 f"{file}: found {name} = {value!r}, which --{flag} does not take; see --help"
-            )
+            ) from None
 
 
 def resolve(options: Options) -> Options:

@@ -45,11 +45,6 @@ def squared_distances(z: Array, centroids: Array) -> Array:
     return jnp.sum((z[:, None, :] - centroids[None, :, :]) ** 2, axis=-1)
 
 
-def hard_kmeans(z: Array, centroids: Array) -> Array:
-    """Squared distance to the nearest centroid. [b, d], [k, d] -> [b]."""
-    return jnp.min(squared_distances(z, centroids), axis=-1)
-
-
 def to_own_centroid(z: Array, centroids: Array, labels: Array) -> Array:
     """Squared distance to a given centroid (DCN, eq. 4). [b, d], [k, d], [b] int -> [b]."""
     return jnp.sum((z - centroids[labels]) ** 2, axis=-1)

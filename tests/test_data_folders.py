@@ -36,6 +36,14 @@ def test_folder_of_pictures(tmp_path):
     colour, labels = data.load(tmp_path / "colour")
     np.testing.assert_array_equal(colour.raw, PICTURES[[0, 2, 4, 1, 3, 5]])
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
+    assert colour.classes == ("ant", "cat")
+    files = [f"{'cat' if i % 2 else 'ant'}/{i}.png" for i in (0, 2, 4, 1, 3, 5)]
+    assert data.row_files(tmp_path / "colour") == tuple(files)
+    some, _ = data.load(tmp_path / "colour", limit=4)
+    of_some = data.row_files(tmp_path / "colour", limit=4)
+    assert len(set(of_some)) == 4 and of_some != tuple(files[:4])
+    np.testing.assert_array_equal(some.raw, [PICTURES[int(file[4])] for file in of_some])
+    assert data.row_files("digits") == ()
     grey, labels = data.load(tmp_path / "grey")
     np.testing.assert_array_equal(grey.raw, PICTURES[..., :1])
     assert labels is None and grey.kind == "image"

@@ -27,7 +27,8 @@ def test_reconstruction_refuses_silent_broadcasting():
 
 
 def test_hard_and_own_centroid():
-    np.testing.assert_allclose(losses.hard_kmeans(Z, CENTROIDS), [0.0, 16.0])
+    nearest = losses.squared_distances(Z, CENTROIDS).min(axis=-1)
+    np.testing.assert_allclose(nearest, [0.0, 16.0])
     own = losses.to_own_centroid(Z, CENTROIDS, jnp.array([1, 0]))
     np.testing.assert_allclose(own, [9.0, 25.0])
 
@@ -57,7 +58,7 @@ def test_soft_kmeans_between_its_limits():
     sqdist = np.array([[0.0, 9.0], [25.0, 16.0]])
     np.testing.assert_allclose(losses.soft_kmeans(Z, CENTROIDS, 0.0), sqdist.mean(1), rtol=1e-6)
     hard = losses.soft_kmeans(Z, CENTROIDS, 1000.0)
-    np.testing.assert_allclose(hard, losses.hard_kmeans(Z, CENTROIDS), rtol=1e-6)
+    np.testing.assert_allclose(hard, sqdist.min(axis=1), rtol=1e-6)
     # Row 2 at alpha = 0.1: weights 1 and e^0.9 over their sum.
     weight = np.exp(0.9) / (1 + np.exp(0.9))
     expected = (1 - weight) * 25 + weight * 16
@@ -106,5 +107,5 @@ def test_gradients():
 
 def test_gradient_at_distance_zero_is_finite():
     """Trap: the gradient of a norm at zero is nan; squared distances have none."""
-    grad = jax.grad(lambda z: losses.hard_kmeans(z, CENTROIDS).sum())(CENTROIDS)
+    grad = jax.grad(lambda z: losses.squared_distances(z, CENTROIDS).min(-1).sum())(CENTROIDS)
     np.testing.assert_array_equal(grad, np.zeros((2, 2)))

@@ -377,6 +377,15 @@ def test_confusion(tmp_path, n_classes, k):
     assert_png(tmp_path / "confusion.png")
 
 
+def test_confusion_names_the_classes_it_has(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    y = np.array([2, 2, 0, 0])  # a part of the rows may lack a class
+    figures.confusion(tmp_path / "c.png", y, np.array([1, 1, 0, 0]), ("cat", "dog", "emu"))
+    shown = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert shown == ["cat", "emu"]
+
+
 @pytest.mark.parametrize("k", [1, 25, 40])
 def test_sample_images(tmp_path, k):
     images = RNG.integers(0, 256, (400, 20, 16, 3), dtype=np.uint8)  # noise: the worst to compress

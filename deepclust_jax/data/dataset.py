@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepclust_jax.data import arrays, files, labelling, named, tables
+from deepclust_jax.data import arrays, files, folders, labelling, named, tables
 from deepclust_jax.data import preprocessing as prep
 from deepclust_jax.data.clips import Clips
 from deepclust_jax.data.errors import DataError
@@ -25,6 +25,7 @@ class Dataset:
     name: str
     n_clusters: int | None  # documented number of classes of a named set; None for own files
     names: tuple[str, ...]  # of the features, if the file names them
+    classes: tuple[str, ...]  # names of the classes by label, to be shown; () without labels
     preprocessing: prep.Preprocessing
     checksum: str  # of the raw rows, see arrays.checksum
 
@@ -61,9 +62,10 @@ def load(
         found = found._replace(raw=ordered, names=preprocessing.columns)
     raw = as_kind(found.raw, kind or (entry.kind if entry else None), name)
     arrays.check(raw, name, fitting=preprocessing is None)
-    y = labelling.resolve(found.labels, None if found.from_column else labels, len(raw), name)
+    label_file = None if found.from_column else labels
+    y, classes = labelling.resolve(found.labels, label_file, len(raw), name)
     if limit is not None and limit < len(raw):
-        kept = np.random.default_rng(0).permutation(len(raw))[:limit]
+        kept = _kept(len(raw), limit)
         raw, y = _take(raw, kept), None if y is None else y[kept]
     kind = kind or prep.infer_kind(raw)
     if preprocessing is None:
@@ -73,9 +75,23 @@ def load(
     prep.check_fits(preprocessing, raw, kind)
     lazy = isinstance(raw, np.memmap)
     x = prep.Rows(preprocessing, raw) if lazy else prep.apply(preprocessing, raw)
-    n_clusters = entry.n_clusters if entry else None
-    checksum = arrays.checksum(raw)
-    return Dataset(x, raw, kind, name, n_clusters, found.names, preprocessing, checksum), y
+    dataset = Dataset(
+        x, raw, kind, name, entry.n_clusters if entry else None, found.names, classes,
+        preprocessing, arrays.checksum(raw),
+    )  # fmt: skip
+    return dataset, y
+
+
+def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
+    """Paths inside a folder of its rows, in the order of `load`; () where `source` is no folder.
+
+    Kept out of `Dataset`, since a path may tell the class.
+    """
+    if _entry(source) or not Path(source).is_dir():
+        return ()
+    paths = folders.paths(Path(source))
+    kept = range(len(paths)) if limit is None else _kept(len(paths), limit)
+    return tuple(paths[i].relative_to(source).as_posix() for i in kept)
 
 
 def _read(source: str | Path, labels: str | Path | None, entry: named.Named | None) -> files.Found:
@@ -148,6 +164,11 @@ def as_kind(raw: arrays.Raw, kind: str | None, name: str) -> arrays.Raw:
             "channels, channels last: move the axis with numpy.moveaxis, or choose the kind image"
         )
     return raw
+
+
+def _kept(n: int, limit: int) -> np.ndarray:
+    """Indices of the rows kept of n, in their new order."""
+    return np.random.default_rng(0).permutation(n)[:limit]
 
 
 def _take(raw: arrays.Raw, kept: np.ndarray) -> arrays.Raw:

@@ -13,31 +13,36 @@ GREY_MODES = ("1", "L")
 COLOUR_MODES = ("RGB", "RGBA", "P", "LA", "CMYK", "YCbCr")
 
 
-def read(folder: Path) -> tuple[np.ndarray | clips.Clips, list[str] | None]:
-    """Pictures uint8 [n, h, w, 1 or 3] or Clips, in order of path; sub-folder names as labels.
-
-    Raises DataError for an empty or mixed folder, and naming the first file that does not fit.
-    """
-    paths = sorted(
+def paths(folder: Path) -> list[Path]:
+    """Pictures and sounds in a folder and its sub-folders, in order; hidden ones do not count."""
+    return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in PICTURES + SOUNDS
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    if not paths:
+
+
+def read(folder: Path) -> tuple[np.ndarray | clips.Clips, list[str] | None]:
+    """Pictures uint8 [n, h, w, 1 or 3] or Clips, in order of path; sub-folder names as labels.
+
+    Raises DataError for an empty or mixed folder, and naming the first file that does not fit.
+    """
+    found = paths(folder)
+    if not found:
         raise DataError(
             f"folder {folder} holds no pictures ({', '.join(PICTURES)}) and no sounds (.wav); "
             "check the path"
         )
-    sounds = [path for path in paths if path.suffix.lower() in SOUNDS]
-    if 0 < len(sounds) < len(paths):
+    sounds = [path for path in found if path.suffix.lower() in SOUNDS]
+    if 0 < len(sounds) < len(found):
         raise DataError(
-            f"folder {folder} holds {len(paths) - len(sounds)} pictures and {len(sounds)} sounds; "
+            f"folder {folder} holds {len(found) - len(sounds)} pictures and {len(sounds)} sounds; "
             "expected one kind: move the others away"
         )
-    labels = _classes(paths, folder)
-    return (clips.read(paths) if sounds else _pictures(paths)), labels
+    labels = _classes(found, folder)
+    return (clips.read(found) if sounds else _pictures(found)), labels
 
 
 def _classes(paths: list[Path], folder: Path) -> list[str] | None:

@@ -14,13 +14,14 @@ LABEL_FILES = (".npy", ".txt", ".csv")
 
 def resolve(
     found: Sequence | None, file: str | Path | None, n: int, name: str
-) -> np.ndarray | None:
-    """Labels int64 [n] from 0: those of the file, if one is given, or those found with the rows.
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels int64 [n] from 0, of the file if one is given, else those found with the rows.
 
+    With the names of the classes by number, as `number` gives them; (None, ()) without labels.
     Raises DataError if they are not one per row.
     """
     if found is None and file is None:
-        return None
+        return None, ()
     values = found if file is None else read(Path(file))
     source = f"{name}: labels" if file is None else f"labels {file}"
     if len(values) != n:
@@ -33,8 +34,8 @@ def is_file(wanted: str | Path | None) -> bool:
     return wanted is not None and Path(wanted).is_file()
 
 
-def number(values: Sequence, source: str) -> np.ndarray:
-    """Labels numbered from 0 in sorted order. [n] of any type -> int64 [n].
+def number(values: Sequence, source: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels numbered from 0 in sorted order. [n] of any type -> int64 [n], names of the classes.
 
     Raises DataError for missing labels and for numbers that are not whole.
     """
@@ -53,7 +54,8 @@ def number(values: Sequence, source: str) -> np.ndarray:
         raise DataError(f"{source}: expected whole numbers or names, found fractions or NaN")
     if y.dtype.kind not in "buifU":
         raise DataError(f"{source}: expected whole numbers or names, found {y.dtype}")
-    return np.unique(y, return_inverse=True)[1].astype(np.int64).reshape(-1)
+    classes, numbers = np.unique(y, return_inverse=True)
+    return numbers.astype(np.int64).reshape(-1), tuple(map(str, classes.tolist()))
 
 
 def _as_integers(y: np.ndarray) -> np.ndarray:

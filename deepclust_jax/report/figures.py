@@ -82,12 +82,14 @@ def cluster_sizes(path: str | os.PathLike, sizes: np.ndarray) -> None:
     _save(figure, path)
 
 
-def confusion(path: str | os.PathLike, y: np.ndarray, labels: np.ndarray) -> None:
+def confusion(
+    path: str | os.PathLike, y: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()
+) -> None:
     """Write the table classes x clusters of y [n], labels [n] as colours, with counts if small.
 
     Columns are in matched order (the one-to-one matching with most rows in common), clusters
     without a partner behind them, so a good clustering is a diagonal. Colour is the share of a
-    class.
+    class. `names` are those of the classes 0, 1, 2, ..., if they have any.
     """
     counts, classes, clusters = matched_counts(y, labels)
     n_rows, n_columns = counts.shape
@@ -100,7 +102,8 @@ def confusion(path: str | os.PathLike, y: np.ndarray, labels: np.ndarray) -> Non
             ink = "white" if share[i, j] > 0.55 else "black"
             axes.text(j, i, counts[i, j], ha="center", va="center", color=ink, fontsize=7)
     if n_rows <= 40:
-        axes.set_yticks(np.arange(n_rows), [_cut(str(c), 24) for c in classes])
+        shown = [str(names[c] if names else c) for c in classes]
+        axes.set_yticks(np.arange(n_rows), [_cut(name, 24) for name in shown])
     if n_columns <= 40:
         axes.set_xticks(np.arange(n_columns), clusters)
     axes.tick_params(labelsize=8 if max(counts.shape) <= 25 else 6)

@@ -1,13 +1,15 @@
 """Everything a finished run leaves in its folder, beside config.json and the checkpoint."""
 
+import csv
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepclust_jax import config, metrics, run, train
+from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import baselines, environment, figures, logs, scores
 
@@ -42,6 +44,9 @@ def write(
     np.save(folder / "labels.npy", found)
     np.save(folder / "labels_all.npy", labels_all)
     np.save(folder / "centroids.npy", centroids)
+    files = data.row_files(options.data.data, limit=options.data.limit)
+    if files:
+        write_labels_by_file(folder / "labels.csv", files, found)
     preprocessing.save(dataset.preprocessing, folder)
     _write_figures(folder, dataset, z, found, centroids, labels)
     report |= {
@@ -60,6 +65,14 @@ def write(
     }
     scores.write_report(folder / "report.json", report)
     return report
+
+
+def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -> None:
+    """Table of the clusters of a folder's files: one line per row, its path and its cluster."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("file", "cluster"))
+        table.writerows(zip(files, labels.tolist(), strict=True))
 
 
 def final_losses(folder: Path, n_seeds: int) -> np.ndarray:
@@ -92,7 +105,7 @@ def _write_figures(folder, dataset, z, labels, centroids, truth) -> None:
     sizes = metrics.cluster_sizes(labels, len(centroids))
     figures.cluster_sizes(folder / "cluster_sizes.png", sizes)
     if truth is not None:
-        figures.confusion(folder / "confusion.png", truth, labels)
+        figures.confusion(folder / "confusion.png", truth, labels, dataset.classes)
     if dataset.kind == "text":
         figures.sample_texts(folder / "samples.md", dataset.raw, labels, distances)
     rows, images = _pictures(dataset)
