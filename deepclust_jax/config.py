@@ -191,6 +191,11 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# Few rows make short epochs: where the number of epochs is left open, the practical profile takes
+# at least so many steps, just below those of 60 and 20 epochs on the 9,298 rows of USPS. On digits
+# 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
+_LEAST_STEPS = {"autoencoder": 2000, "joint": 700}
+
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
 
 
@@ -275,8 +280,10 @@ def _check_values(file: Path, values: dict[str, Any]) -> None:
             ) from None
 
 
-def resolve(options: Options) -> Options:
+def resolve(options: Options, n_rows: int | None = None) -> Options:
     """The options with every None that a profile knows replaced.
+
+    With the number of rows, short epochs of few rows are made up for by more of them.
 
     Raises:
         ConfigError: an option is out of range, or the method does not have it.
@@ -290,7 +297,9 @@ def resolve(options: Options) -> Options:
         groups |= _filled(options, "method", name, defaults, method, groups)
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
-    options = dataclasses.replace(options, **groups)
+    given, options = options, dataclasses.replace(options, **groups)
+    if n_rows is not None and options.method.profile == "practical":
+        options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:
         stem = Path(options.data.data).stem
         run = dataclasses.replace(options.run, out=Path("runs") / f"{stem}-{method}")
@@ -309,6 +318,19 @@ def _filled(options, group, name, defaults, method, groups) -> dict[str, Any]:
     if given is None:
         values = dataclasses.replace(values, **{name: defaults.get(name)})
     return {group: values}
+
+
+def _lengthened(given: Options, options: Options, n_rows: int) -> Training:
+    """The schedule with as many epochs as make the least number of steps, but for those given."""
+    training = options.training
+    steps = -(-n_rows // min(training.batch_size, n_rows))
+    joint = "autoencoder" if options.method.method == "autoencoder" else "joint"
+    for name, kind in (("pretrain_epochs", "autoencoder"), ("epochs", joint)):
+        epochs = getattr(training, name)
+        if epochs is not None and getattr(given.training, name) is None:
+            least = -(-_LEAST_STEPS[kind] // steps)
+            training = dataclasses.replace(training, **{name: max(epochs, least)})
+    return training
 
 
 def _check_ranges(options: Options) -> None:
@@ -357,4 +379,9 @@ def _description() -> str:
                 f"--{n} {v if isinstance(v, str) else format(v, 'g')}" for n, v in given.items()
             )
             lines.append(f"{profile} {method}: {shown}")
+    lines.append(
+        "Where few rows make short epochs, practical has more of them: at least "
+        f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder and {_LEAST_STEPS['joint']:,} of "
+        "joint training."
+    )
     return "\n\n".join(lines)

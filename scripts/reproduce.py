@@ -114,7 +114,8 @@ def cell_options(dataset: Any, row: str) -> Any:
             ),
             network=config.Network(precision="float32" if "float32" in changes else "bfloat16"),
             run=config.Run(seeds=1),
-        )
+        ),
+        dataset.x.shape[0],
     )
 
 

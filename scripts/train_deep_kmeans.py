@@ -21,8 +21,9 @@ from deepclust_jax import config
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     try:
-        options = config.resolve(config.parse(args))
-        return train_and_report(options)
+        given = config.parse(args)
+        options = config.resolve(given)
+        return train_and_report(given, options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -36,8 +37,8 @@ def main(args: list[str] | None = None) -> int:
         return 2
 
 
-def train_and_report(options: config.Options) -> int:
-    """Load, train, write and print. -> exit code."""
+def train_and_report(given: config.Options, options: config.Options) -> int:
+    """Load, train, write and print; options as given, and resolved without data. -> exit code."""
     check_folder(options)
     start_jax(options)
     from deepclust_jax import data, run
@@ -51,7 +52,7 @@ def train_and_report(options: config.Options) -> int:
         scaling=options.data.scaling,
         limit=options.data.limit,
     )
-    options = with_clusters(options, dataset)
+    options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
     folder = prepare_folder(options, dataset.checksum)
     print(facts(options, dataset, labels))

@@ -186,6 +186,21 @@ def test_given_options_win_over_the_profile_even_where_they_are_zero():
     assert (training.pretrain_epochs, training.decay, training.epochs) == (0, 0, 0)
 
 
+def test_few_rows_get_more_epochs_unless_a_number_was_given():
+    def schedule(n, *args):
+        training = config.resolve(config.parse(args), n).training
+        return training.pretrain_epochs, training.epochs
+
+    assert schedule(1797) == (250, 88)  # 8 steps per epoch: 2000 and 700
+    assert schedule(9298) == schedule(70_000) == (60, 20)
+    assert schedule(100) == (2000, 700)  # one step per epoch
+    assert schedule(1797, "--batch-size", "64") == (69, 25)  # 29 steps per epoch
+    assert schedule(1797, "--pretrain-epochs", "0", "--epochs", "3") == (0, 3)
+    assert schedule(1797, "--epochs", "5") == (250, 5)
+    assert schedule(1797, "--method", "autoencoder") == (None, 250)
+    assert schedule(1797, "--profile", "paper") == (50, 50)
+
+
 def test_the_run_directory_is_named_after_data_and_method():
     assert resolved("--method", "dkm").run.out == Path("runs/digits-dkm")
     assert resolved("--data", "some/rows.npy").run.out == Path("runs/rows-dcn")

@@ -10,10 +10,10 @@ from deepclust_jax import augment, networks
 KEY = jax.random.key(0)
 
 
-def test_start_has_half_the_variance_of_lecun():
+def test_start_has_the_variance_of_lecun():
     params = networks.mlp([400, 10]).init(KEY, jnp.ones((1, 100)))
     kernel = params["params"]["Dense_0"]["kernel"]
-    limit = np.sqrt(3 * 0.5 / 100)
+    limit = np.sqrt(3 / 100)
     assert jnp.abs(kernel).max() <= limit
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
 
