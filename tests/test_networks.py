@@ -10,10 +10,11 @@ from deepclust_jax import augment, networks
 KEY = jax.random.key(0)
 
 
-def test_start_has_the_variance_of_lecun():
-    params = networks.mlp([400, 10]).init(KEY, jnp.ones((1, 100)))
+@pytest.mark.parametrize(("fan_in", "variance"), [(100, 1.0), (128, 1.0), (192, 2 / 3), (500, 0.5)])
+def test_start_has_less_variance_where_layers_are_wide(fan_in, variance):
+    params = networks.mlp([400, 10]).init(KEY, jnp.ones((1, fan_in)))
     kernel = params["params"]["Dense_0"]["kernel"]
-    limit = np.sqrt(3 / 100)
+    limit = np.sqrt(3 * variance / fan_in)
     assert jnp.abs(kernel).max() <= limit
     np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.02)
 
