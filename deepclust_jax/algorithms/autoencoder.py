@@ -7,7 +7,7 @@ DEC-keras: 500-500-2000-d with ReLU and a linear code, SGD with a high learning 
 0.9, whose noise is what makes the code cluster well. Deviations: the squared error is a share of
 the variance of the batch and not a mean over features, so that one learning rate serves data of
 any scale (their rate of 1 is 0.067 here on MNIST, whose pixels have a mean variance of 0.067);
-gradients are clipped; and the weights start with more variance (`networks.kernel_init`).
+gradients are clipped; and the weights start with more variance (`networks.start_variance`).
 `refresh` is the k-means; call it once, after training (`train.fit(..., refresh_every=0,
 refresh_at_end=True)`). Its distances on the code are Euclidean as published, or by
 `metric="adaptive"` those of clustering/adaptive.py.
