@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
+DERIVED = "derived"  # in that file: the options that nobody gave
+_DECIDING = ("data", "limit", "method", "profile", "batch_size")  # what they were derived from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +215,9 @@ def flatten(options: Options) -> dict[str, Any]:
 def parse(args: Sequence[str] | None = None) -> Options:
     """Options from command-line arguments, over those of `--config FILE`, over the defaults.
 
-    With `--resume --out DIR` and no `--config`, the file is that of the run in DIR. Prints help or
-    a complaint and exits where tyro does.
+    With `--resume --out DIR` and no `--config`, the file is that of the run in DIR. What a run
+    derived for its file is derived anew where the command line changes method, profile or data.
+    Prints help or a complaint and exits where tyro does.
 
     Raises:
         ConfigError: the file of options cannot be read, or has unknown names or unfit values.
@@ -224,11 +227,17 @@ def parse(args: Sequence[str] | None = None) -> Options:
     finder.add_argument("--config", type=Path)
     finder.add_argument("--out", type=Path)
     finder.add_argument("--resume", action="store_true")
+    for name in _DECIDING:
+        finder.add_argument("--" + name.replace("_", "-"), "--" + name, dest=name)
     given = finder.parse_known_args(args)[0]
     file = given.config
     if file is None and given.resume and given.out and (given.out / FILE).is_file():
         file = given.out / FILE
     values = {} if file is None else read(file)
+    derived = values.pop(DERIVED, [])
+    before = flatten(Options()) | values
+    if any(getattr(given, n) not in (None, str(before[n])) for n in _DECIDING):
+        values = {name: value for name, value in values.items() if name not in derived}
     read_all = functools.partial(
         tyro.cli,
         Options,
@@ -261,7 +270,7 @@ def read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"expected options by name in {file}, found a {type(values).__name__}")
     known = list(flatten(Options()))
     for name in values:
-        if name not in known:
+        if name not in (*known, DERIVED):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown option {name!r} in {file}{hint}")

@@ -226,9 +226,11 @@ def read_options(folder: Path) -> config.Options:
     return dataclasses.replace(options, run=dataclasses.replace(options.run, out=folder))
 
 
-def write_options(folder: Path, options: config.Options) -> None:
-    """config.json, which `--config` reads again."""
+def write_options(folder: Path, options: config.Options, given: config.Options) -> None:
+    """config.json, which `--config` reads again; it tells what was given from what was derived."""
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
+    asked = config.flatten(given)
+    values[config.DERIVED] = [k for k in values if asked[k] is None and values[k] is not None]
     (folder / config.FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -23,6 +23,8 @@ from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, State
 # What a run draws from its key, one stream for each purpose.
 _INIT, _ORDER, _STEP, _REFRESH = range(4)
 
+_BLOCK = 4096  # rows at most that `embed` puts on the device at once
+
 
 class Diverged(RuntimeError):
     """The loss of every run is no longer finite."""
@@ -129,15 +131,13 @@ def refresh(key: Key, algorithm: Algorithm, state: State, x: Any, epoch: int = 0
     return _mapped(_refresh_one, algorithm, shared=2)(*args)
 
 
-def embed(
-    algorithm: Algorithm, states: State, x: Any, *, block: int = 4096
-) -> tuple[np.ndarray, np.ndarray]:
+def embed(algorithm: Algorithm, states: State, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Codes and labels of all rows under every state of a population. -> [S, n, d], [S, n].
 
-    `states` has a leading seed axis. Rows go to the device in blocks of one size, so that a row
-    gets the same code whatever the rows beside it.
+    `states` has a leading seed axis. Rows go to the device in blocks whose size depends on that of
+    a row alone, so that a row gets the same code whatever the rows beside it.
     """
-
+    block = min(_BLOCK, max(64, 2**22 // math.prod(x.shape[1:])))
     call, parts = _mapped(_embed_one, algorithm, shared=1), []
     for start in range(0, x.shape[0], block):
         rows = np.asarray(x[start : start + block], np.float32)

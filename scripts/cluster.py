@@ -8,6 +8,7 @@ trained on gets the label it had.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +70,10 @@ def cluster(options: Options) -> int:
             raise config.ConfigError(f"{path} is there already; add --overwrite or choose another")
         if not path.absolute().parent.is_dir():
             raise config.ConfigError(f"no folder {path.absolute().parent} for {path}; make it")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise config.ConfigError(f"no permission to write {path}; choose another folder")
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
     dataset, _ = data.load(
@@ -85,9 +90,11 @@ def cluster(options: Options) -> int:
         )
     kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
     z, labels = train.embed(trained.algorithm, kept, dataset.x)
-    np.save(options.labels_out, labels[0])
-    if options.embeddings_out is not None:
-        np.save(options.embeddings_out, z[0])
+    try:
+        for path, found in zip(outputs, (labels[0], z[0]), strict=False):
+            np.save(path, found)
+    except OSError as error:
+        raise config.ConfigError(f"cannot write {path}: {error.strerror or error}") from None
     sizes = np.bincount(labels[0], minlength=trained.options.data.n_clusters)
     print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
     print(f"Labels: {options.labels_out}")

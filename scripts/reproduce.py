@@ -79,9 +79,16 @@ def main(args: list[str] | None = None) -> int:
         return 0
     from deepclust_jax import data, train
 
+    if options.first >= options.seeds:
+        print(f"error: expected --first < --seeds, found {options.first}", file=sys.stderr)
+        return 2
     failed = []
     for name in options.data:
-        dataset, labels = data.load(name)
+        try:
+            dataset, labels = data.load(name)
+        except data.DataError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         for seed in range(options.first, options.seeds):
             for row in options.rows:
                 if is_done(dataset, row, seed):

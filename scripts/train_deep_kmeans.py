@@ -17,6 +17,8 @@ from pathlib import Path
 
 from deepclust_jax import config
 
+CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
@@ -52,9 +54,12 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         scaling=options.data.scaling,
         limit=options.data.limit,
     )
+    files = data.row_files(options.data.data, limit=options.data.limit)
+    if files and len(files) != len(dataset.x):
+        raise data.DataError(f"{options.data.data} changed while it was read; run again")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
-    folder = prepare_folder(options, dataset.checksum)
+    folder = prepare_folder(given, options, dataset.checksum)
     print(facts(options, dataset, labels))
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint"):
@@ -70,7 +75,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
 
             store = folder / "checkpoint"
             trained = run.execute(options, dataset.x, folder=store, on_epoch=on_epoch)
-        report = run_directory.write(folder, options, dataset, trained, labels)
+        report = run_directory.write(folder, options, dataset, trained, labels, files)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
         return 130
@@ -127,7 +132,8 @@ def check_folder(options: config.Options) -> None:
     known = is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
-    if out.is_dir() and any(out.iterdir()):
+    # A run that was killed as it began leaves its checksum alone.
+    if out.is_dir() and any(file.name != CHECKSUM for file in out.iterdir()):
         if not known:
             raise config.ConfigError(f"--out {out} holds other files; choose an empty folder")
         if not (options.run.resume or options.run.overwrite):
@@ -145,24 +151,25 @@ def check_folder(options: config.Options) -> None:
         raise config.ConfigError(f"expected 64 MiB free for --out {out}, found {free // 2**20} MiB")
 
 
-def prepare_folder(options: config.Options, checksum: str) -> Path:
+def prepare_folder(given: config.Options, options: config.Options, checksum: str) -> Path:
     """Make the run directory, or check that the one there is the run to go on with."""
     from deepclust_jax import run
 
     out = options.run.out
     if options.run.resume:
         run.check_same(out, options)
-        if (out / "data.sha256").read_text() != checksum:
+        if (out / CHECKSUM).read_text() != checksum:
             raise config.ConfigError(
                 f"--resume: the rows of {options.data.data} are not those the run in {out} began "
                 "with; use --overwrite or another --out"
             )
+        return out
     try:
         if options.run.overwrite and out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "data.sha256").write_text(checksum)
-        run.write_options(out, options)  # last: it makes the folder a run
+        (out / CHECKSUM).write_text(checksum)
+        run.write_options(out, options, given)  # last: it makes the folder a run
     except OSError as error:
         raise config.ConfigError(f"cannot write --out {out}: {error.strerror or error}") from None
     return out

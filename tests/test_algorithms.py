@@ -256,6 +256,31 @@ def test_dkm_collapse_shows():
     assert found.metrics["centroid_gap"][-1] < 0.2 * found.metrics["centroid_gap"][0]
 
 
+@pytest.mark.parametrize(("hidden", "embed_dim"), [((32,), 32), ((64, 16), 24)])
+def test_joint_training_starts_where_a_code_with_dead_directions_ended(hidden, embed_dim):
+    """Trap: whitened rounding errors are larger than all else, and the start is noise."""
+    from deepclust_jax import data
+
+    x = data.load("digits", limit=600)[0].x
+    config = autoencoder.Config(hidden=hidden, embed_dim=embed_dim, metric="adaptive")
+    algorithm = autoencoder.build(config, x.shape[1:])
+    fitted = {"epochs": 60, "refresh_every": 0, "refresh_at_end": True}
+    state = train.fit(KEY, algorithm, x, **fitted).state
+    z = np.asarray(algorithm.embed(state, jnp.asarray(x)))
+    spread = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
+    assert spread[-1] < 1e-5 * spread[0]  # else this tests nothing
+    params, centroids = autoencoder.starting_point(state)
+    nets = autoencoder.build_nets(config, x.shape[1:])
+
+    def decoded(params):
+        return nets.decoder.apply(params["decoder"], nets.encoder.apply(params["encoder"], x))
+
+    np.testing.assert_allclose(decoded(params), decoded(state.params), atol=1e-3)
+    before = algorithm.assign(state, jnp.asarray(z))
+    after = kmeans.assign(nets.encoder.apply(params["encoder"], x), centroids)[0]
+    assert np.mean(np.asarray(before) == np.asarray(after)) > 0.9
+
+
 @pytest.mark.parametrize("hidden", [(128, 128, 512), (128, 64)])
 def test_autoencoder_leaves_the_mean_of_the_data(hidden):
     """Trap: with a start too small a deep narrow network outputs the mean for ever (loss 1)."""

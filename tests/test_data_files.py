@@ -71,6 +71,17 @@ def test_column_numbers_of_pandas_are_a_header(tmp_path):
     assert data.load(tmp_path / "t.csv")[0].raw.shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("head", "labels"),
+    [("label,0,1,2", None), ("species,4,5,6", "species"), ("\n\nlabel,u,v,w", None)],
+)
+def test_a_header_that_is_hard_to_tell(tmp_path, head, labels):
+    (tmp_path / "t.csv").write_text(f"{head}\nb,1,2,3\na,4,5,7\n")
+    dataset, y = data.load(tmp_path / "t.csv", labels=labels)
+    np.testing.assert_array_equal(dataset.raw, [[1, 2, 3], [4, 5, 7]])
+    assert y.tolist() == [1, 0] and dataset.classes == ("a", "b")
+
+
 @pytest.mark.parametrize("column", ["species", "Label", "class"])
 def test_label_columns_are_apart(tmp_path, column):
     names = ["b", "a", "b", "c"] * 3
@@ -162,6 +173,9 @@ def test_labels_inside_npz_are_returned_apart(tmp_path):
 
 
 def test_wrong_labels(tmp_path):
+    np.save(tmp_path / "one.npy", np.array(3))
+    np.save(tmp_path / "x.npy", TABLE)
+    fails("found 1 labels", tmp_path / "x.npy", labels=tmp_path / "one.npy")
     path = write_csv(tmp_path / "x.csv", TABLE, ["u", "v", "w"])
     np.save(tmp_path / "short.npy", np.arange(7))
     fails("found 7 labels, but x.csv has 12 rows", path, labels=tmp_path / "short.npy")

@@ -43,6 +43,7 @@ def test_folder_of_pictures(tmp_path):
     of_some = data.row_files(tmp_path / "colour", limit=4)
     assert len(set(of_some)) == 4 and of_some != tuple(files[:4])
     np.testing.assert_array_equal(some.raw, [PICTURES[int(file[4])] for file in of_some])
+    assert data.row_files(tmp_path / "colour", limit=6) == tuple(files)  # as `load` keeps them
     assert data.row_files("digits") == ()
     grey, labels = data.load(tmp_path / "grey")
     np.testing.assert_array_equal(grey.raw, PICTURES[..., :1])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepclust_jax.report import environment, figures, logs, scores, tables, tiles
+from deepclust_jax.report import environment, figures, logs, run_directory, scores, tables, tiles
 
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
@@ -340,6 +340,13 @@ def test_embedding_map(tmp_path, d, k):
     assert_png(tmp_path / "map.png", low=300)
 
 
+def test_embedding_map_of_a_line_is_a_line(tmp_path):
+    """Trap: rounding stretched over the height of the picture, where labels cannot be placed."""
+    for i in range(40):
+        z = np.random.default_rng(i).normal(size=(2, 3))[np.arange(60) % 2]
+        figures.embedding_map(tmp_path / "line.png", z, np.arange(60) % 2)
+
+
 def test_embedding_map_of_constant_and_of_no_finite_rows(tmp_path):
     figures.embedding_map(tmp_path / "constant.png", np.ones((20, 4)), np.zeros(20, int))
     figures.embedding_map(tmp_path / "nan.png", np.full((20, 4), np.nan), np.zeros(20, int))
@@ -419,6 +426,17 @@ def test_rgb_takes_bytes_unit_floats_and_stretches_the_rest():
     np.testing.assert_array_equal(stretched[0, 0, :, 0], [0, 128, 255, 128])
     with pytest.raises(ValueError, match=r"found shape \(2, 4, 4\)"):
         tiles.rgb(np.zeros((2, 4, 4)))
+
+
+def test_names_and_texts_that_are_hard_to_write(tmp_path):
+    """Traps: $ is mathematics to matplotlib; half a surrogate pair and odd bytes are no UTF-8."""
+    labels = np.array([0, 1])
+    figures.confusion(tmp_path / "c.png", labels, labels, ("$10%-$20%", "$0_-$5_"))
+    figures.sample_texts(tmp_path / "t.md", ["a \ud83d", "b"], labels, np.zeros(2))
+    assert "\\ud83d" in (tmp_path / "t.md").read_text()
+    name = b"f\xe9.png"
+    run_directory.write_labels_by_file(tmp_path / "l.csv", (os.fsdecode(name), "b"), labels)
+    assert (tmp_path / "l.csv").read_bytes() == b"file,cluster\r\n" + name + b",0\r\nb,1\r\n"
 
 
 def test_sample_texts(tmp_path):

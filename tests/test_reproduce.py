@@ -28,6 +28,7 @@ SHORT = {
 def folder(tmp_path, monkeypatch):
     whole = data.load
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": SHORT})
+    monkeypatch.setattr(config, "_LEAST_STEPS", {"autoencoder": 0, "joint": 0})
     monkeypatch.setattr(data, "load", lambda name: whole(name, limit=150))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
@@ -189,6 +190,13 @@ def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
     assert len(trained) == 6
     assert "digits autoencoder seed 1: expected a finite loss" in capsys.readouterr().err
     assert not list(folder.rglob("results/*/*/*.json"))
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(folder, capsys):
+    assert REPRODUCE.main(["--data", "digitz"]) == 2
+    assert "did you mean digits" in capsys.readouterr().err
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "2", "--first", "3"]) == 2
+    assert "--first < --seeds" in capsys.readouterr().err
 
 
 def test_another_profile_trains_its_own_start(folder, monkeypatch):

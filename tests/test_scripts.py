@@ -669,6 +669,8 @@ def test_outputs_are_not_replaced_unless_asked_and_must_be_arrays(base, tmp_path
     free = ("--labels-out", tmp_path / "other.npy", "--embeddings-out", out)
     assert "--overwrite" in refused(CLUSTER, *args, *free)
     assert ".npy" in refused(CLUSTER, *args, "--labels-out", tmp_path / "labels.txt")
+    twice = ("--labels-out", tmp_path / "same.npy", "--embeddings-out", tmp_path / "same.npy")
+    assert "are both" in refused(CLUSTER, *args, *twice)
     assert "no folder" in refused(CLUSTER, *args, "--labels-out", tmp_path / "a" / "labels.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["labels.npy"]
     assert out.read_text() == "mine"

@@ -120,14 +120,15 @@ def test_a_batch_larger_than_the_data():
     assert int(found.state.step) == 2
 
 
-def test_embed_gives_a_row_its_code_whatever_is_beside_it():
+def test_embed_gives_a_row_its_code_whatever_is_beside_it(monkeypatch):
     """Trap (faiss#3818): labels that change with the size of the batch."""
     algorithm = autoencoder.build(CONFIG, (4,))
     state = train.init(jax.random.split(KEY, 2), algorithm, rows())
-    z, labels = train.embed(algorithm, state, rows(), block=16)
+    monkeypatch.setattr(train, "_BLOCK", 16)
+    z, labels = train.embed(algorithm, state, rows())
     assert z.shape == (2, 50, 2) and labels.shape == (2, 50)
     some = np.array([3, 7, 49, 0])
-    z_some, labels_some = train.embed(algorithm, state, rows()[some], block=16)
+    z_some, labels_some = train.embed(algorithm, state, rows()[some])
     np.testing.assert_array_equal(z_some, z[:, some])
     np.testing.assert_array_equal(labels_some, labels[:, some])
 

@@ -165,18 +165,23 @@ def _seen(x, mean, whitening):
 
 
 def _whitening(centred):
-    """Matrix that gives rows unit variance in every direction; noise stays noise.
+    """Matrix that gives rows unit variance in every direction that is more than rounding.
 
     Symmetric steps (ZCA): turned to the principal axes, which rounding turns, it would not be a
     continuous function of the rows.
     """
     scale = kmeans.power_of_two(centred)  # squares neither overflow nor vanish
     y, whole = centred / scale, jnp.eye(centred.shape[1])
-    for _ in range(2):  # the second time what float32 lost beside a large variance is exact
+    # The first step multiplies no direction by over 1000, so that what float32 lost beside a large
+    # variance is exact in the second. A deviation of 1e-5 of the largest is whitened; the gain of
+    # smaller ones falls to that of the largest, or else rounding would be larger than all else in
+    # `linear` where the code has dead directions.
+    for floor, least in ((1e-6, 1.0), (1e-4, 1e-5)):
         covariance = jnp.dot(y.T, y, precision=_EXACT) / y.shape[0]
         variances, axes = jnp.linalg.eigh(covariance)
-        floor = jnp.maximum(1e-6 * variances[-1], jnp.finfo(y.dtype).tiny)
-        spread = jnp.sqrt(jnp.maximum(variances, floor))[None, :]
+        floor = jnp.maximum(floor * variances[-1], jnp.finfo(y.dtype).tiny)
+        falling = jnp.clip((variances / floor) ** 3, least, 1.0)
+        spread = jnp.sqrt(jnp.maximum(variances, floor))[None, :] / falling[None, :]
         part = jnp.dot(axes / spread, axes.T, precision=_EXACT)
         y, whole = jnp.dot(y, part, precision=_EXACT), jnp.dot(whole, part, precision=_EXACT)
     return whole / scale

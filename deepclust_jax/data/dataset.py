@@ -90,7 +90,8 @@ def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...
     if _entry(source) or not Path(source).is_dir():
         return ()
     paths = folders.paths(Path(source))
-    kept = range(len(paths)) if limit is None else _kept(len(paths), limit)
+    all_kept = limit is None or limit >= len(paths)
+    kept = range(len(paths)) if all_kept else _kept(len(paths), limit)
     return tuple(paths[i].relative_to(source).as_posix() for i in kept)
 
 

@@ -77,7 +77,7 @@ def read(path: Path) -> Sequence:
         raise DataError(f"labels {path}: expected a file ending in {', '.join(LABEL_FILES)}")
     try:
         if path.suffix.lower() == ".npy":
-            y = np.load(path, allow_pickle=False)
+            y = np.atleast_1d(np.load(path, allow_pickle=False))
             return y.reshape(len(y)) if y.ndim == 2 and y.shape[1] == 1 else y
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

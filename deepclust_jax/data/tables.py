@@ -34,12 +34,12 @@ def read_csv(path: Path, labels: str | None) -> Table:
 
 def _read_csv(path: Path, labels: str | None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
+        head = next((line for line in file if line.strip()), "")
         separator = max(",;\t", key=head.count)
         file.seek(0)
         rows = (row for row in csv.reader(file, delimiter=separator) if row)
         first, second = next(rows, []), next(rows, [])
-    header = _is_header(first, second)
+    header = _is_header(first, second, labels)
     if not second and header:
         raise DataError(f"{path}: found a header line but no rows; check the file")
     names = [cell.strip() for cell in first] if header else None
@@ -126,15 +126,16 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _is_header(first: list[str], second: list[str]) -> bool:
+def _is_header(first: list[str], second: list[str], labels: str | None) -> bool:
     numeric = [_is_number(cell) for cell in first]
-    if not any(numeric):
+    if not any(numeric) or labels in [cell.strip() for cell in first]:
         return True
     pairs = zip(numeric, second, strict=False)
     if any(not above and _is_number(below) for above, below in pairs):
         return True
     # What pandas writes for columns without names.
-    return len(first) >= 4 and all(cell == str(i) for i, cell in enumerate(first) if numeric[i])
+    numbers = [cell.strip() for cell, is_one in zip(first, numeric, strict=True) if is_one]
+    return len(first) >= 4 and numbers == [str(i) for i in range(len(numbers))]
 
 
 def _csv_values(
@@ -147,7 +148,7 @@ def _csv_values(
             delimiter=separator,
             comments=None,
             quotechar='"',
-            skiprows=int(header),
+            skiprows=_blank_lines(path) + 1 if header else 0,  # blank ones count there
             usecols=features if len(features) < len(columns) else None,
             encoding="utf-8-sig",
             ndmin=2,
@@ -158,6 +159,12 @@ def _csv_values(
     except ValueError as error:
         _explain_cell(path, separator, header, features, columns)
         raise DataError(f"{path}: not a table of numbers ({str(error).splitlines()[0]})") from None
+
+
+def _blank_lines(path: Path) -> int:
+    """Blank lines at the beginning of a file."""
+    with path.open(encoding="utf-8-sig") as file:
+        return next((i for i, line in enumerate(file) if line.strip()), 0)
 
 
 def _explain_cell(path, separator, header, features, columns) -> None:

@@ -38,7 +38,7 @@ def kmeans_of_rows(keys: Key, x: np.ndarray, n_clusters: int) -> np.ndarray:
     found = []
     for key in keys:
         few_key, fit_key = jax.random.split(jax.random.fold_in(key, _STREAM))
-        few = jax.random.permutation(few_key, rows.shape[0])[:_FEW]
+        few = jax.random.permutation(few_key, rows.shape[0])[: max(_FEW, 2 * n_clusters)]
         start = kmeans.fit(fit_key, rows[few], n_clusters).centroids
         centroids = kmeans.fit(fit_key, rows, n_clusters, init=start).centroids
         blocks = (x[start : start + _BLOCK] for start in range(0, x.shape[0], _BLOCK))

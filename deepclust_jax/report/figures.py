@@ -103,7 +103,7 @@ def confusion(
             axes.text(j, i, counts[i, j], ha="center", va="center", color=ink, fontsize=7)
     if n_rows <= 40:
         shown = [str(names[c] if names else c) for c in classes]
-        axes.set_yticks(np.arange(n_rows), [_cut(name, 24) for name in shown])
+        axes.set_yticks(np.arange(n_rows), [_cut(name, 24) for name in shown], parse_math=False)
     if n_columns <= 40:
         axes.set_xticks(np.arange(n_columns), clusters)
     axes.tick_params(labelsize=8 if max(counts.shape) <= 25 else 6)
@@ -122,10 +122,10 @@ def sample_images(
 ) -> None:
     """Write one row per cluster: its images nearest to the centroid, the nearest first.
 
-    images [n, h, w, 1 or 3] (uint8, or floats in [0, 1]), labels [n], distances [n] of each image
-    to its own centroid. The first 30 clusters are shown; an empty cluster is an empty row.
+    images [n, h, w, 1 or 3] (uint8, or floats in [0, 1]; only those shown are read), labels [n],
+    distances [n] of each image to its own centroid. The first 30 clusters are shown; an empty
+    cluster is an empty row.
     """
-    images = np.asarray(images)
     chosen = nearest(labels, distances, per_cluster)
     shown = chosen[:MAX_CLUSTERS]
     sizes = np.bincount(labels[np.asarray(labels) >= 0], minlength=len(chosen))
@@ -170,7 +170,9 @@ def sample_texts(
         lines += ["", f"## Cluster {k} (n = {sizes[k]})", ""]
         for i in members:
             lines.append(f"- row {i}: {_cut(' '.join(str(texts[i]).split()), width)}")
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # backslashreplace: a text from JSON may hold half of a surrogate pair
+    text = "\n".join(lines) + "\n"
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def training_curves(
@@ -270,7 +272,9 @@ def _plane(z: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[s
     variances, directions = np.linalg.eigh(centred.T @ centred)
     shares = 100.0 * variances[::-1] / max(variances.sum(), np.finfo(float).tiny)
     first, second = (f"PC {i + 1} ({shares[i]:.1f} % of the variance)" for i in range(2))
-    return centred @ directions[:, :-3:-1], (first, second)
+    # Rounding, stretched over the height of a picture, would be drawn as if it meant something.
+    flat = variances[-2] <= 1e-12 * variances[-1]
+    return centred @ directions[:, :-3:-1] * [1.0, 0.0 if flat else 1.0], (first, second)
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:

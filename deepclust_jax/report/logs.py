@@ -141,7 +141,8 @@ def write_projector(
     """Write TensorBoard's embedding projector for z [n, d], coloured by labels [n].
 
     At most `max_rows` rows, drawn with `seed`; rows with a value that is not finite are left out.
-    `images` [n, h, w, 1 or 3] become thumbnails. A second call replaces the first.
+    `images` [n, h, w, 1 or 3] become thumbnails; only those written are read. A second call
+    replaces the first.
     """
     # Written by hand: tensorboardX appends to the configuration at each call, so a repeated
     # report shows every embedding twice, and it refuses images that are not square.
@@ -161,7 +162,7 @@ def write_projector(
     # Two columns, because a header is only read when there is more than one.
     lines = ["cluster\trow", *(f"{labels[i]}\t{i}" for i in rows)]
     (assets / "metadata.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sprite = "" if images is None else _write_sprite(assets, np.asarray(images)[rows])
+    sprite = "" if images is None else _write_sprite(assets, np.asarray(images[rows]))
     config = (
         'embeddings {\n  tensor_name: "embedding"\n  tensor_path: "projector/tensors.tsv"\n'
         f'  metadata_path: "projector/metadata.tsv"\n{sprite}}}\n'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepclust_jax import config, data, metrics, run, train
+from deepclust_jax import config, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import baselines, environment, figures, logs, scores
 
@@ -20,11 +20,12 @@ def write(
     dataset: Dataset,
     trained: run.Trained,
     labels: np.ndarray | None,
+    files: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write arrays, figures, projector and report.json of a trained population. -> the report.
 
     `labels` [n] are the true classes, for the scores, or None. The run kept is chosen before they
-    are looked at.
+    are looked at. `files` are those of the rows of a folder, see `data.row_files`.
     """
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
@@ -44,7 +45,6 @@ def write(
     np.save(folder / "labels.npy", found)
     np.save(folder / "labels_all.npy", labels_all)
     np.save(folder / "centroids.npy", centroids)
-    files = data.row_files(options.data.data, limit=options.data.limit)
     if files:
         write_labels_by_file(folder / "labels.csv", files, found)
     preprocessing.save(dataset.preprocessing, folder)
@@ -69,7 +69,8 @@ def write(
 
 def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -> None:
     """Table of the clusters of a folder's files: one line per row, its path and its cluster."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    # surrogateescape: names that are no UTF-8 are written as the bytes they are
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file)
         table.writerow(("file", "cluster"))
         table.writerows(zip(files, labels.tolist(), strict=True))
@@ -108,27 +109,36 @@ def _write_figures(folder, dataset, z, labels, centroids, truth) -> None:
         figures.confusion(folder / "confusion.png", truth, labels, dataset.classes)
     if dataset.kind == "text":
         figures.sample_texts(folder / "samples.md", dataset.raw, labels, distances)
-    rows, images = _pictures(dataset)
+    images = _pictures(dataset)
     if images is not None:
-        figures.sample_images(folder / "samples.png", images, labels[rows], distances[rows])
+        figures.sample_images(folder / "samples.png", images, labels, distances)
     history = logs.read_metrics(folder)
     if history:
         figures.training_curves(folder / "training.png", history)
     sprites = images if images is not None and max(images.shape[1:3]) <= 64 else None
-    logs.write_projector(folder, z[rows], labels[rows], images=sprites)
+    logs.write_projector(folder, z, labels, images=sprites)
     logs.write_images(folder, sorted(folder.glob("*.png")))
 
 
-def _pictures(dataset: Dataset, max_rows: int = 20_000) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows to show, a fixed sample of many, and their pictures as bytes or floats in 0..1."""
-    n = dataset.x.shape[0]
-    rows = np.arange(n)
-    if n > max_rows:
-        rows = np.sort(np.random.default_rng(0).choice(n, max_rows, replace=False))
-    if dataset.kind != "image" or dataset.raw.shape[-1] not in (1, 3):
-        return rows, None
-    images = dataset.raw[rows]
-    low, high = images.min(), images.max()
-    if images.dtype == np.uint8 and high > 16:
-        return rows, images
-    return rows, (images - low).astype(np.float32) / max(float(high - low), 1e-12)
+class _Scaled:
+    """Pictures [n, h, w, c] of any range, as floats in 0..1 where they are looked at."""
+
+    def __init__(self, raw: np.ndarray):
+        some = raw[:: max(1, len(raw) // 10_000)]
+        self.raw, self.shape = raw, raw.shape
+        self.low, self.high = some.min(), some.max()
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        span = max(float(self.high) - float(self.low), 1e-12)
+        return np.clip((self.raw[rows] - float(self.low)) / span, 0.0, 1.0)
+
+
+def _pictures(dataset: Dataset) -> np.ndarray | _Scaled | None:
+    """Pictures to show, as bytes or floats in 0..1 when indexed; None where there are none."""
+    raw = dataset.raw
+    if dataset.kind != "image" or raw.shape[-1] not in (1, 3):
+        return None
+    return raw if raw.dtype == np.uint8 and raw[:1000].max() > 16 else _Scaled(raw)
