@@ -229,8 +229,12 @@ def read_options(folder: Path) -> config.Options:
 def write_options(folder: Path, options: config.Options, given: config.Options) -> None:
     """config.json, which `--config` reads again; it tells what was given from what was derived."""
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
-    asked = config.flatten(given)
-    values[config.DERIVED] = [k for k in values if asked[k] is None and values[k] is not None]
+    asked, file = config.flatten(given), given.run.config
+    before = {} if file is None else config.read(file)
+    kept = [k for k in before.get(config.DERIVED, []) if before[k] == _plain(values[k])]
+    values[config.DERIVED] = [
+        k for k in values if values[k] is not None and (asked[k] is None or k in kept)
+    ]
     (folder / config.FILE).write_text(json.dumps(values, indent=1) + "\n")
 
 

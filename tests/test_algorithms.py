@@ -205,7 +205,7 @@ def test_warm_start_keeps_networks_and_centroids(module):
 def test_joint_training_makes_the_code_friendlier(module):
     """What both are for: codes nearer to their centroids, without losing the reconstruction."""
     x = np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32)  # no clusters to see
-    config = dataclasses.replace(module.Config(**SMALL), weight=1.0, learning_rate=1e-2)
+    config = dataclasses.replace(module.Config(**SMALL), weight=3.0, learning_rate=1e-2)
     algorithm, state, _ = started(module, config, x)
     found = train.fit(KEY, algorithm, x, epochs=40, batch_size=50, state=state)
 

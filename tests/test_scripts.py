@@ -533,7 +533,7 @@ def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):
     for i, picture in enumerate(digits[0][:40]):
         path = tmp_path / "pictures" / f"{'ab'[i % 2]}" / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[..., 0].astype(np.uint8)).save(path)
+        Image.fromarray(picture * 15).save(path)
     out = tmp_path / "out"
     args = ["--data", tmp_path / "pictures", "--n-clusters", "3", "--limit", "30"]
     done(TRAIN, *AUTOENCODER, *args, "--out", out)
