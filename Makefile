@@ -8,8 +8,8 @@ BIN := .venv/bin
 .PHONY: demo test lint notebooks clean
 
 demo: .venv/installed
-	$(BIN)/python scripts/train_deep_kmeans.py --data digits --hidden 200 200 800 \
-		--pretrain-epochs 60 --epochs 20 --out runs/demo --overwrite
+	$(BIN)/python scripts/train_deep_kmeans.py --data digits --hidden 128 128 512 \
+		--augment affine --pretrain-epochs 150 --epochs 50 --out runs/demo --overwrite
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto
