@@ -231,7 +231,7 @@ def write_options(folder: Path, options: config.Options, given: config.Options) 
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
     asked, file = config.flatten(given), given.run.config
     before = {} if file is None else config.read(file)
-    kept = [k for k in before.get(config.DERIVED, []) if before[k] == _plain(values[k])]
+    kept = [k for k in before.get(config.DERIVED, []) if before.get(k) == _plain(values[k])]
     values[config.DERIVED] = [
         k for k in values if values[k] is not None and (asked[k] is None or k in kept)
     ]
