@@ -1,9 +1,11 @@
 """Options of a run: dataclasses <-> command line and file. Imports no JAX, so --help is quick."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
+import io
 import json
 import sys
 import tomllib
@@ -247,7 +249,9 @@ def parse(args: Sequence[str] | None = None) -> Options:
     )
     if values:
         try:
-            return read_all(console_outputs=False)
+            # Some complaints are printed without `console_outputs` too.
+            with contextlib.redirect_stderr(io.StringIO()):
+                return read_all(console_outputs=False)
         except SystemExit:
             _check_values(file, values)
     return read_all()
@@ -269,7 +273,12 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"expected options by name in {file}, found a {type(values).__name__}")
     known = list(flatten(Options()))
-    for name in values:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise ConfigError(
+                f"expected options without groups in {file}, found the table {name!r}; "
+                "move its options to the top"
+            )
         if name not in (*known, DERIVED):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -281,7 +290,8 @@ def _check_values(file: Path, values: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that its option does not take."""
     for name, value in values.items():
         try:
-            tyro.cli(Options, args=_as_arguments({name: value}), console_outputs=False)
+            with contextlib.redirect_stderr(io.StringIO()):
+                tyro.cli(Options, args=_as_arguments({name: value}), console_outputs=False)
         except SystemExit:
             flag = name.replace("_", "-")
             raise ConfigError(

@@ -72,11 +72,12 @@ def fit(
             state is only valid during the call.
 
     Raises:
+        TypeError: key is no key of `jax.random.key`.
         ValueError: x, epochs or batch_size are out of range.
         Diverged: the loss of every run became NaN or infinite. A population goes on without
             those that did; their metrics show it.
     """
-    _check(x, epochs, batch_size)
+    _check(key, x, epochs, batch_size)
     keys = key[None] if key.ndim == 0 else key
     batch_size = min(batch_size, x.shape[0])
     steps = -(-x.shape[0] // batch_size)
@@ -134,9 +135,12 @@ def refresh(key: Key, algorithm: Algorithm, state: State, x: Any, epoch: int = 0
 def embed(algorithm: Algorithm, states: State, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Codes and labels of all rows under every state of a population. -> [S, n, d], [S, n].
 
-    `states` has a leading seed axis. Rows go to the device in blocks whose size depends on that of
+    Of a single state: [n, d], [n]. Rows go to the device in blocks whose size depends on that of
     a row alone, so that a row gets the same code whatever the rows beside it.
     """
+    if states.step.ndim == 0:
+        z, labels = embed(algorithm, jax.tree.map(lambda leaf: leaf[None], states), x)
+        return z[0], labels[0]
     block = min(_BLOCK, max(64, 2**22 // math.prod(x.shape[1:])))
     call, parts = _mapped(_embed_one, algorithm, shared=1), []
     for start in range(0, x.shape[0], block):
@@ -290,7 +294,13 @@ def _to_device(x: Any) -> Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def _check(x: Any, epochs: int, batch_size: int) -> None:
+def _check(key: Key, x: Any, epochs: int, batch_size: int) -> None:
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise TypeError(
+            f"expected key jax.random.key(seed) or keys [S], found {type(key).__name__} {key}"
+        )
+    if key.ndim > 1:
+        raise ValueError(f"expected one key [] or keys [S], found shape {key.shape}")
     if len(x.shape) < 2 or math.prod(x.shape) == 0:
         raise ValueError(f"expected rows x [n, ...] with n > 0, found shape {tuple(x.shape)}")
     if epochs < 0 or batch_size < 1:
@@ -303,5 +313,5 @@ def _check_finite(loss: np.ndarray | None, epoch: int) -> None:
     if loss is not None and not np.isfinite(loss).any():
         raise Diverged(
             f"expected a finite loss, found {loss[0]} in epoch {epoch + 1}; "
-            "lower the learning rate or scale the data"
+            "lower the learning rate, scale the rows, and see that they are finite"
         )

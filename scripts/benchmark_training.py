@@ -102,7 +102,7 @@ def measure(options: Options) -> None:
             if times
         },
         "memory": used,
-        "environment": environment.environment() | {"cores": len(os.sched_getaffinity(0))},
+        "environment": environment.environment() | {"cores": os.cpu_count()},
         "peers": peer_versions(options.torch_python),
     }
     RESULT.parent.mkdir(exist_ok=True)

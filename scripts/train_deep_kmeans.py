@@ -75,7 +75,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
 
             store = folder / "checkpoint"
             trained = run.execute(options, dataset.x, folder=store, on_epoch=on_epoch)
-        report = run_directory.write(folder, options, dataset, trained, labels, files)
+        with status(f"writing the report to {folder}"):
+            report = run_directory.write(folder, options, dataset, trained, labels, files)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
         return 130
@@ -92,9 +93,10 @@ def facts(options: config.Options, dataset, labels) -> str:
     scaling = dataset.preprocessing.settings.get("scaling", "own features")
     scored = "no labels" if labels is None else f"{len(set(labels.tolist()))} classes for scores"
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    seeds = "1 seed" if options.run.seeds == 1 else f"{options.run.seeds} seeds"
     return (
         f"{options.data.data}: {shape} ({dataset.kind}, scaling {scaling}, {scored}); "
-        f"{options.method.method}, k = {options.data.n_clusters}, {options.run.seeds} seeds; "
+        f"{options.method.method}, k = {options.data.n_clusters}, {seeds}; "
         f"jax {jax.__version__}, {device}"
     )
 
@@ -193,6 +195,13 @@ def start_jax(options: config.Options) -> None:
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def status(text: str):
+    """The text beside a spinner on a terminal, and silence elsewhere."""
+    from rich.console import Console
+
+    return Console().status(text) if sys.stdout.isatty() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

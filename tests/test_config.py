@@ -159,7 +159,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, make):
     assert "cannot read --config" in refusal("--config", str(tmp_path / "o.toml"))
 
 
-def test_a_wrong_value_in_a_file_is_refused_like_one_on_the_command_line(tmp_path):
+def test_groups_in_a_file_are_refused(tmp_path):
+    (tmp_path / "o.toml").write_text("[data]\nlimit = 5\n")
+    assert "found the table 'data'" in refusal("--config", str(tmp_path / "o.toml"))
+
+
+def test_a_wrong_value_in_a_file_is_refused_in_one_line(tmp_path, capfd):
     file = tmp_path / "o.json"
     file.write_text('{"seeds": "many"}')
     with pytest.raises(config.ConfigError) as caught:
@@ -168,6 +173,7 @@ def test_a_wrong_value_in_a_file_is_refused_like_one_on_the_command_line(tmp_pat
         str(caught.value)
         == f"{file}: found seeds = 'many', which --seeds does not take; see --help"
     )
+    assert capfd.readouterr() == ("", "")  # no box around it
 
 
 @pytest.mark.parametrize("method", run.METHODS)

@@ -204,7 +204,7 @@ def test_arrays_by_shape_and_kind(tmp_path):
     flat = data.load(tmp_path / "p.npy", kind="tabular")[0]
     assert (flat.kind, flat.x.shape) == ("tabular", (6, 60))
     assert data.load(tmp_path / "f.npy", kind="image")[0].x.max() == 1.0
-    fails("kind tabular flattens rows", tmp_path / "f.npy")
+    fails("--kind tabular flattens rows", tmp_path / "f.npy")
     np.save(tmp_path / "first.npy", PICTURES.transpose(0, 3, 1, 2).repeat(2, axis=3))
     fails("channels last", tmp_path / "first.npy")
     fails("expected audio data, found an array", tmp_path / "p.npy", kind="audio")

@@ -115,6 +115,19 @@ def test_bad_input(change, message):
         train.fit(KEY, autoencoder.build(CONFIG, (4,)), **arguments)
 
 
+@pytest.mark.parametrize(
+    "key, error",
+    [
+        (0, TypeError),
+        (jax.random.PRNGKey(0), TypeError),
+        (jax.random.split(KEY, (2, 2)), ValueError),
+    ],
+)
+def test_a_bad_key(key, error):
+    with pytest.raises(error, match="expected .*keys"):
+        train.fit(key, autoencoder.build(CONFIG, (4,)), rows(), epochs=1)
+
+
 def test_a_batch_larger_than_the_data():
     found = train.fit(KEY, autoencoder.build(CONFIG, (4,)), rows(10), epochs=2, refresh_every=0)
     assert int(found.state.step) == 2
@@ -127,6 +140,9 @@ def test_embed_gives_a_row_its_code_whatever_is_beside_it(monkeypatch):
     monkeypatch.setattr(train, "_BLOCK", 16)
     z, labels = train.embed(algorithm, state, rows())
     assert z.shape == (2, 50, 2) and labels.shape == (2, 50)
+    one = train.embed(algorithm, jax.tree.map(lambda leaf: leaf[1], state), rows())
+    np.testing.assert_array_equal(one[0], z[1])
+    np.testing.assert_array_equal(one[1], labels[1])
     some = np.array([3, 7, 49, 0])
     z_some, labels_some = train.embed(algorithm, state, rows()[some])
     np.testing.assert_array_equal(z_some, z[:, some])

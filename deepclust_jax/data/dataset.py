@@ -154,15 +154,15 @@ def as_kind(raw: arrays.Raw, kind: str | None, name: str) -> arrays.Raw:
     if not pictures:
         raise DataError(
             f"{name}: found {raw.dtype} values of shape {raw.shape}; expected rows [n, d], or "
-            "pictures [n, h, w] or [n, h, w, c] (uint8, or any numbers as kind image); "
-            "kind tabular flattens rows"
+            "pictures [n, h, w] or [n, h, w, c] (uint8, or any numbers with --kind "
+            "image); --kind tabular flattens rows"
         )
     if raw.ndim == 3:
         return raw[..., None]
     if kind is None and raw.shape[3] > 4:
         raise DataError(
             f"{name}: found pictures of shape {raw.shape[1:]}; expected [h, w, c] with at most 4 "
-            "channels, channels last: move the axis with numpy.moveaxis, or choose the kind image"
+            "channels, channels last: move the axis with numpy.moveaxis, or give --kind image"
         )
     return raw
 

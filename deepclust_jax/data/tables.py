@@ -69,7 +69,7 @@ def split_columns(
     if label is None and reserved:
         if len(reserved) > 1:
             both = " and ".join(names[i] for i in reserved)
-            raise DataError(f"{path}: found {both}; say which are the labels (option labels)")
+            raise DataError(f"{path}: found {both}; say by --labels which are the labels")
         label = reserved[0]
     features = [i for i in range(width) if i != label and i not in reserved]
     if not features:
@@ -175,7 +175,7 @@ def _explain_cell(path, separator, header, features, columns) -> None:
                 found = repr(_short(row[j], 40)) if row[j].strip() else "an empty cell"
                 raise DataError(
                     f"{path}: column {columns[j]!r}, row {i - header} (counted from 0): expected a "
-                    f"number, found {found}; drop the column, or name it by the option labels"
+                    f"number, found {found}; drop the column, or name it by --labels"
                 )
 
 
@@ -222,7 +222,7 @@ def read_parquet(path: Path, labels: str | None) -> Table:
         if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
             raise DataError(
                 f"{path}: column {names[i]!r} holds {kind}, expected numbers; drop the column, or "
-                "name it by the option labels"
+                "name it by --labels"
             )
         if table.column(i).null_count:
             raise DataError(

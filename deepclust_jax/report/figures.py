@@ -278,12 +278,8 @@ def _plane(z: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[s
 
 
 def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            'figures need matplotlib, not found; install it with pip install "deepclust_jax[plots]"'
-        ) from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     if layout is not None:
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
