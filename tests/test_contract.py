@@ -13,7 +13,6 @@ from deepclust_jax import checkpoint, train
 from deepclust_jax.algorithms import autoencoder, dcn, dkm
 from deepclust_jax.types import Algorithm, Batch
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
 ALGORITHMS = {
     "autoencoder": (autoencoder, autoencoder.Config(**SMALL, n_init=2)),

@@ -11,7 +11,6 @@ from test_scripts import ROOT, damage, script
 
 from deepclust_jax import checkpoint, config, data, run, train
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 REPRODUCE = script("reproduce")
 MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine")
 ARGS = ["--data", "digits", "--rows", *MADE, "--seeds", "2"]

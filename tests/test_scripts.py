@@ -36,7 +36,6 @@ def script(name: str):
     return module
 
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 TRAIN, CLUSTER = script("train_deep_kmeans"), script("cluster")
 
 
@@ -86,7 +85,7 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, compiled_once) -> Run:
+def base(tmp_path_factory) -> Run:
     """A finished run of dcn on 200 digits; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("runs") / "base"
     return Run(folder, done(TRAIN, *TINY, "--out", folder))
