@@ -190,7 +190,7 @@ def test_wrong_labels(tmp_path):
     fails("not a plain array", path, labels=tmp_path / "objects.npy")
     fails("no labels y: found neither a column nor a file", "digits", labels="y")
     both = write_csv(tmp_path / "two.csv", TABLE, ["u", "label", "class"])
-    fails("found label and class; say which are the labels", both)
+    fails("found label and class; say by --labels which are", both)
 
 
 def test_arrays_by_shape_and_kind(tmp_path):

@@ -470,12 +470,6 @@ def test_training_curves(tmp_path, n_seeds):
         figures.training_curves(tmp_path / "curves.png", {})
 
 
-def test_a_missing_matplotlib_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"deepclust_jax\[plots\]"):
-        figures.cluster_sizes(tmp_path / "sizes.png", np.array([1]))
-
-
 def test_importing_the_report_loads_no_plotting_or_logging_library():
     code = (
         "import sys; from deepclust_jax.report import figures, logs, tables, tiles; "
