@@ -43,7 +43,8 @@ def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = N
 
     Raises:
         CheckpointError: a leaf that is no array, a random key, two leaves with the same name, a
-            step that would be removed at once, or metadata that is no JSON. Nothing is written.
+            step that would be removed at once, or metadata that is no JSON: nothing is written. Or
+            the disk cannot be written: the checkpoints before stay.
     """
     root = _resolve(folder)
     newest = latest(root)
@@ -54,20 +55,26 @@ def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = N
         )
     arrays = _host_arrays(state)
     header = _header(arrays, int(step), metadata or {})
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(_TEMPORARY + "*"):
-        shutil.rmtree(stale)
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
-    _write_arrays(temporary / "arrays", arrays)
-    with open(temporary / _HEADER, "w", encoding="utf-8") as file:
-        header["files"] = _file_sizes(temporary)
-        file.write(json.dumps(header | {"crc32": _header_crc32(header)}, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    _discard(root / str(step))
-    os.replace(temporary, root / str(step))
-    for old in _steps(root)[:-KEEP]:
-        _discard(root / str(old))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for stale in root.glob(_TEMPORARY + "*"):
+            shutil.rmtree(stale)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+        _write_arrays(temporary / "arrays", arrays)
+        with open(temporary / _HEADER, "w", encoding="utf-8") as file:
+            header["files"] = _file_sizes(temporary)
+            file.write(json.dumps(header | {"crc32": _header_crc32(header)}, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        _discard(root / str(step))
+        os.replace(temporary, root / str(step))
+        for old in _steps(root)[:-KEEP]:
+            _discard(root / str(old))
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write a checkpoint to {root}: {error.strerror or error}; make room, then "
+            "--resume"
+        ) from error
 
 
 def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
@@ -264,9 +271,11 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from orbax.checkpoint import v1
 
     # Orbax refuses arrays without elements; the header alone describes those.
-    v1.save(
-        path, {_orbax_key(name): a for name, a in arrays.items() if a.size} or {"_": np.ones(1)}
-    )
+    named = {_orbax_key(name): a for name, a in arrays.items() if a.size} or {"_": np.ones(1)}
+    try:
+        v1.save(path, named)
+    except Exception as error:  # Orbax raises whatever its layers raise
+        raise OSError(_first_line(error)) from error
 
 
 def _read_arrays(path: Path, header: dict) -> dict[str, np.ndarray]:
@@ -276,8 +285,7 @@ def _read_arrays(path: Path, header: dict) -> dict[str, np.ndarray]:
     try:
         stored = v1.load(path / "arrays")
     except Exception as error:  # Orbax raises whatever its layers raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"cannot read {path / 'arrays'}: {lines[0][:300]}") from error
+        raise CheckpointError(f"cannot read {path / 'arrays'}: {_first_line(error)}") from error
     arrays = {}
     for name, entry in header["arrays"].items():
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
@@ -288,6 +296,10 @@ def _read_arrays(path: Path, header: dict) -> dict[str, np.ndarray]:
             raise CheckpointError(f"{path} is damaged: the CRC32 of {name} differs")
         arrays[name] = array
     return arrays
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _orbax_key(name: str) -> str:

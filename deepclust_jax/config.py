@@ -17,7 +17,8 @@ import tyro
 
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
 DERIVED = "derived"  # in that file: the options that nobody gave
-_DECIDING = ("data", "limit", "method", "profile", "batch_size")  # what they were derived from
+# What they were derived from.
+_DECIDING = ("data", "limit", "method", "profile", "batch_size", "pretrain_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +201,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
 _LEAST_STEPS = {"autoencoder": 2000, "joint": 700}
 
+_OF_PRETRAINING = ("pretrain_learning_rate", "metric")
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
 
 
@@ -264,7 +266,7 @@ def read(file: Path) -> dict[str, Any]:
         ConfigError: no such file, not readable, or a name that is no option.
     """
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
@@ -309,8 +311,11 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     """
     method = options.method.method
     defaults = PROFILES[options.method.profile][method]
-    if method == "dkm" and options.training.pretrain_epochs == 0:
-        defaults = defaults | _DKM_ANNEALED
+    if options.training.pretrain_epochs == 0:
+        defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
+        if method == "dkm":
+            defaults |= _DKM_ANNEALED
+        method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
     for name in ("metric", "weight", "alpha"):
         groups |= _filled(options, "method", name, defaults, method, groups)
@@ -321,7 +326,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:
         stem = Path(options.data.data).stem
-        run = dataclasses.replace(options.run, out=Path("runs") / f"{stem}-{method}")
+        out = Path("runs") / f"{stem}-{options.method.method}"
+        run = dataclasses.replace(options.run, out=out)
         options = dataclasses.replace(options, run=run)
     _check_ranges(options)
     return options

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,23 @@ class Restored(NamedTuple):
 
 # (phase, epochs done, epochs in all, metrics [S])
 OnEpoch = Callable[[str, int, int, dict[str, np.ndarray]], None]
+
+
+def platform() -> str:
+    """The platform that JAX computes on, such as "cpu" or "gpu".
+
+    Raises:
+        ConfigError: the one that JAX_PLATFORMS asks for is not there.
+    """
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).split("\n")[0] or "no such plugin"
+        raise config.ConfigError(
+            f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({reason}); unset it, or install the "
+            'accelerator: pip install -e ".[cuda]"'
+        ) from None
 
 
 def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
@@ -138,10 +156,12 @@ def execute(
         on_epoch: called after every epoch.
 
     Raises:
-        ConfigError: `pretrained` for a method that has no pretraining.
+        ConfigError: `pretrained` for a method that has no pretraining, or unresolved options.
         Diverged: see `train.fit`; the message names the phase and its option.
         CheckpointError: a checkpoint that is needed is damaged, or is of other seeds.
     """
+    if None in (options.data.n_clusters, options.training.epochs):
+        raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
@@ -205,13 +225,15 @@ def restore(folder: Path) -> Restored:
     options = read_options(folder)
     try:
         report = json.loads((folder / "report.json").read_text())
+        shape, chosen = tuple(report["data"]["shape"]), report["chosen"]["run"]
     except OSError:
         raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
-    shape = tuple(report["data"]["shape"])
+    except (ValueError, KeyError):
+        raise config.ConfigError(f"{folder}/report.json is damaged; --resume makes it") from None
     phase = phases(options, shape)[-1]
     store = folder / "checkpoint" / phase.name
     state = load_state(store, phase, seed_keys(options), shape[1:])
-    return Restored(options, phase.algorithm, state, shape[1:], report["chosen"]["run"])
+    return Restored(options, phase.algorithm, state, shape[1:], chosen)
 
 
 def read_options(folder: Path) -> config.Options:
@@ -226,16 +248,22 @@ def read_options(folder: Path) -> config.Options:
     return dataclasses.replace(options, run=dataclasses.replace(options.run, out=folder))
 
 
-def write_options(folder: Path, options: config.Options, given: config.Options) -> None:
-    """config.json, which `--config` reads again; it tells what was given from what was derived."""
+def write_options(
+    folder: Path, options: config.Options, given: config.Options, before: dict[str, Any]
+) -> None:
+    """config.json, which `--config` reads again; it tells what was given from what was derived.
+
+    `before` is what the file behind `given` holds, {} without one. Raises FileExistsError where
+    another run began in the folder.
+    """
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
-    asked, file = config.flatten(given), given.run.config
-    before = {} if file is None else config.read(file)
+    asked = config.flatten(given)
     kept = [k for k in before.get(config.DERIVED, []) if before.get(k) == _plain(values[k])]
     values[config.DERIVED] = [
         k for k in values if values[k] is not None and (asked[k] is None or k in kept)
     ]
-    (folder / config.FILE).write_text(json.dumps(values, indent=1) + "\n")
+    with (folder / config.FILE).open("x", encoding="utf-8") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
 
 
 def check_same(folder: Path, options: config.Options) -> None:

@@ -9,6 +9,7 @@ counter that the state holds, so a run that stops and goes on equals one that ne
 
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,7 +73,7 @@ def fit(
             state is only valid during the call.
 
     Raises:
-        TypeError: key is no key of `jax.random.key`.
+        TypeError: key is no key of `jax.random.key`, or x no array.
         ValueError: x, epochs or batch_size are out of range.
         Diverged: the loss of every run became NaN or infinite. A population goes on without
             those that did; their metrics show it.
@@ -142,24 +143,27 @@ def embed(algorithm: Algorithm, states: State, x: Any) -> tuple[np.ndarray, np.n
         z, labels = embed(algorithm, jax.tree.map(lambda leaf: leaf[None], states), x)
         return z[0], labels[0]
     block = min(_BLOCK, max(64, 2**22 // math.prod(x.shape[1:])))
-    call, parts = _mapped(_embed_one, algorithm, shared=1), []
+    # One state after another: the program, and so the rounding, is that of a single state.
+    call, parts = _embed_jitted(algorithm), []
+    each = [jax.tree.map(operator.itemgetter(s), states) for s in range(len(states.step))]
     for start in range(0, x.shape[0], block):
         rows = np.asarray(x[start : start + block], np.float32)
         padded = np.pad(rows, [(0, block - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-        z, labels = jax.device_get(call(states, padded))
-        parts.append((z[:, : len(rows)], labels[:, : len(rows)]))
+        padded = _to_device(padded)
+        found = jax.device_get([call(state, padded) for state in each])
+        parts.append(tuple(np.stack(arrays)[:, : len(rows)] for arrays in zip(*found, strict=True)))
     return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
 
 
-def _over_seeds(function: Callable, shared: int = 0) -> Callable:
+def _over_seeds(function: Callable, shared: int, in_turn: bool) -> Callable:
     """`function` over the leading axis of its arguments, but for the last `shared` of them."""
 
     def mapped(*args):
         split = len(args) - shared
         own, common = args[:split], args[split:]
         # One seed after another where a core does the work: there a batched product is slower
-        # than a plain one. The results are the same.
-        if jax.default_backend() == "cpu":
+        # than a plain one; and `in_turn`. The results are the same.
+        if in_turn or jax.default_backend() == "cpu":
             return jax.lax.map(lambda own: function(*own, *common), own)
         return jax.vmap(lambda *own: function(*own, *common))(*own)
 
@@ -170,7 +174,14 @@ def _over_seeds(function: Callable, shared: int = 0) -> Callable:
 def _jitted(function, static, shared, backend, donate=()) -> Callable:
     """`function(*static, ...)` over seeds, jitted once for all calls of its kind."""
     del backend  # part of the key: `_over_seeds` asks for it
-    return jax.jit(_over_seeds(functools.partial(function, *static), shared), donate_argnums=donate)
+    # k-means fills a device with one seed, and in step with others waits for the slowest.
+    over = _over_seeds(functools.partial(function, *static), shared, function is _refresh_one)
+    return jax.jit(over, donate_argnums=donate)
+
+
+@functools.lru_cache(maxsize=64)
+def _embed_jitted(algorithm: Algorithm) -> Callable:
+    return jax.jit(functools.partial(_embed_one, algorithm))
 
 
 def _mapped(function: Callable, *static, shared: int) -> Callable:
@@ -301,6 +312,8 @@ def _check(key: Key, x: Any, epochs: int, batch_size: int) -> None:
         )
     if key.ndim > 1:
         raise ValueError(f"expected one key [] or keys [S], found shape {key.shape}")
+    if not hasattr(x, "shape"):
+        raise TypeError(f"expected rows x as an array [n, ...], found a {type(x).__name__}")
     if len(x.shape) < 2 or math.prod(x.shape) == 0:
         raise ValueError(f"expected rows x [n, ...] with n > 0, found shape {tuple(x.shape)}")
     if epochs < 0 or batch_size < 1:

@@ -50,8 +50,6 @@ print(f"{dataset.name}: {dataset.kind} rows {x.shape}, {x.dtype}, {x.min():g} to
 # called once, after training. Metrics have the shape [epochs, seeds].
 
 # %%
-# Half the default rate: at that of the wide network one narrow one of five got stuck, as its
-# reconstruction error tells without any label.
 config = autoencoder.Config(n_clusters=10, hidden=(128, 64))
 encoder = autoencoder.build(config, shape)
 keys = jax.random.split(jax.random.key(0), N_SEEDS)

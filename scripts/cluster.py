@@ -47,6 +47,9 @@ def main(args: list[str] | None = None) -> int:
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         return cluster(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except Exception as error:
         if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError"):
             raise
@@ -66,14 +69,15 @@ def cluster(options: Options) -> int:
     for path in outputs:
         if path.suffix != ".npy":
             raise config.ConfigError(f"expected a file ending in .npy, found {path}; rename it")
-        if path.exists() and not options.overwrite:
+        if os.path.exists(path) and not options.overwrite:
             raise config.ConfigError(f"{path} is there already; add --overwrite or choose another")
-        if not path.absolute().parent.is_dir():
+        if not os.path.isdir(path.absolute().parent):
             raise config.ConfigError(f"no folder {path.absolute().parent} for {path}; make it")
         if not os.access(path.absolute().parent, os.W_OK):
             raise config.ConfigError(f"no permission to write {path}; choose another folder")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
+    run.platform()
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
     dataset, _ = data.load(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from deepclust_jax import config
 
-CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows
+CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows; last to be written
 
 
 def main(args: list[str] | None = None) -> int:
@@ -57,6 +57,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     files = data.row_files(options.data.data, limit=options.data.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
+    if options.method.augment == "affine" and dataset.kind != "image":
+        raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
     folder = prepare_folder(given, options, dataset.checksum)
@@ -92,7 +94,7 @@ def facts(options: config.Options, dataset, labels) -> str:
     shape = " x ".join(map(str, dataset.x.shape))
     scaling = dataset.preprocessing.settings.get("scaling", "own features")
     scored = "no labels" if labels is None else f"{len(set(labels.tolist()))} classes for scores"
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    device = jax.devices()[0].device_kind  # the one that trains
     seeds = "1 seed" if options.run.seeds == 1 else f"{options.run.seeds} seeds"
     return (
         f"{options.data.data}: {shape} ({dataset.kind}, scaling {scaling}, {scored}); "
@@ -127,22 +129,26 @@ def is_run(folder: Path) -> bool:
 def check_folder(options: config.Options) -> None:
     """Raise ConfigError if --out cannot take this run; nothing is written or removed."""
     out = options.run.out
-    if out.exists() and not out.is_dir():
+    # os.path: unlike Path's methods, these are False where one may not look.
+    if os.path.exists(out) and not os.path.isdir(out):
         raise config.ConfigError(
             f"expected a folder as --out, found the file {out}; choose another"
         )
     known = is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
-    # A run that was killed as it began leaves its checksum alone.
-    if out.is_dir() and any(file.name != CHECKSUM for file in out.iterdir()):
+    for path in (options.data.data, options.data.labels):
+        inside = path and os.path.exists(path) and out.resolve() in Path(path).resolve().parents
+        if options.run.overwrite and inside:
+            raise config.ConfigError(f"--overwrite would delete {path}; choose another --out")
+    if os.path.isdir(out) and any(out.iterdir()):
         if not known:
             raise config.ConfigError(f"--out {out} holds other files; choose an empty folder")
         if not (options.run.resume or options.run.overwrite):
             raise config.ConfigError(
                 f"--out {out} holds another run; add --resume or --overwrite, or choose another"
             )
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    parent = next(p for p in (out, *out.absolute().parents) if os.path.exists(p))
     if not os.access(parent, os.W_OK):
         raise config.ConfigError(f"no permission to write --out {out}; choose another folder")
     usage = shutil.disk_usage(parent)
@@ -157,41 +163,43 @@ def prepare_folder(given: config.Options, options: config.Options, checksum: str
     """Make the run directory, or check that the one there is the run to go on with."""
     from deepclust_jax import run
 
-    out = options.run.out
+    out, file = options.run.out, given.run.config
+    before = {} if file is None else config.read(file)  # now: --overwrite may remove it
     if options.run.resume:
         run.check_same(out, options)
-        if (out / CHECKSUM).read_text() != checksum:
+        # A run that was killed as it began has none.
+        if (out / CHECKSUM).is_file() and (out / CHECKSUM).read_text() != checksum:
             raise config.ConfigError(
                 f"--resume: the rows of {options.data.data} are not those the run in {out} began "
                 "with; use --overwrite or another --out"
             )
+        (out / CHECKSUM).write_text(checksum)
         return out
     try:
         if options.run.overwrite and out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
+        run.write_options(out, options, given, before)  # makes the folder a run
         (out / CHECKSUM).write_text(checksum)
-        run.write_options(out, options, given)  # last: it makes the folder a run
+    except FileExistsError:
+        raise config.ConfigError(
+            f"another run began in --out {out} meanwhile; choose another folder"
+        ) from None
     except OSError as error:
         raise config.ConfigError(f"cannot write --out {out}: {error.strerror or error}") from None
     return out
 
 
 def start_jax(options: config.Options) -> None:
-    """Import JAX, find the device, and set the cache of compiled programs."""
+    """Find the device, and set the cache of compiled programs."""
     import jax
 
-    try:
-        platform = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).split("\n")[0] or "no such plugin"
-        raise config.ConfigError(
-            f"JAX cannot start on JAX_PLATFORMS={wanted!r} ({reason}); unset it, or install the "
-            'accelerator: pip install -e ".[cuda]"'
-        ) from None
+    from deepclust_jax import run
+
+    platform = run.platform()
     cache = options.run.compilation_cache
-    if cache == "on" or (cache == "auto" and platform != "cpu"):
+    chosen = jax.config.jax_compilation_cache_dir  # JAX_COMPILATION_CACHE_DIR
+    if (cache == "on" or (cache == "auto" and platform != "cpu")) and not chosen:
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

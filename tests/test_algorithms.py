@@ -148,6 +148,13 @@ def test_dcn_no_gradient_reaches_the_centroids():
     )
     assert "centroids" not in state.params  # so no optimiser moves them
 
+    # Nor does the step: its centroids are the running means alone.
+    new, _ = algorithm.step(KEY, state, batch(x))
+    z = nets.encoder.apply(new.params["encoder"], x)
+    labels = losses.squared_distances(z, state.centroids).argmin(-1)
+    moved, _ = dcn.move_centroids(state.centroids, state.counts, z, labels, jnp.ones(len(x)))
+    np.testing.assert_allclose(new.centroids, moved, rtol=1e-5, atol=1e-6)
+
 
 def test_dcn_loss_is_equation_4():
     x = rows()

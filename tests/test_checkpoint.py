@@ -213,6 +213,17 @@ def test_what_is_no_array_is_refused_before_anything_is_written(tmp_path, state,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(saved, monkeypatch):
+    def full(path, arrays):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_arrays", full)
+    with pytest.raises(checkpoint.CheckpointError, match="No space left on device; make room"):
+        checkpoint.save(saved, make_state(), step=4)
+    assert checkpoint.latest(saved) == 3
+    assert_same_bits(checkpoint.restore(saved, make_state()), make_state())
+
+
 def test_metadata_that_is_no_json_and_remote_folders_are_refused(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="JSON"):
         checkpoint.save(tmp_path, {"a": jnp.ones(1)}, step=0, metadata={"f": len})

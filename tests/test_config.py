@@ -115,11 +115,16 @@ def test_what_a_run_derived_is_derived_anew_for_another_method_or_other_data(tmp
     """Trap: a file of a dcn run, read for dkm, kept the weight that is right for dcn."""
     given = parsed("--data digits --epochs 7 --hidden 16")
     options = config.resolve(given, 1797)
+    (tmp_path / "dkm").mkdir()
     found = dataclasses.replace(options.data, n_clusters=10)
-    run.write_options(tmp_path, dataclasses.replace(options, data=found), given)
+    run.write_options(tmp_path, dataclasses.replace(options, data=found), given, {})
     repeat = f"--config {tmp_path / config.FILE}"
     same = parsed(f"{repeat} --seeds 9 --method dcn")
     assert (same.method.weight, same.training.pretrain_epochs) == (2.0, 250)
+    dkm = parsed("--method dkm")
+    run.write_options(tmp_path / "dkm", config.resolve(dkm, 1797), dkm, {})
+    annealed = parsed(f"--config {tmp_path / 'dkm' / config.FILE} --pretrain-epochs 0")
+    assert config.resolve(annealed).method.alpha == 0.1
     for change in ("--method dkm", "--profile paper", "--data bbc_news", "--batch-size=64"):
         other = parsed(f"{repeat} {change}")
         assert other.method.weight is None and other.data.n_clusters is None
@@ -180,7 +185,7 @@ def test_a_wrong_value_in_a_file_is_refused_in_one_line(tmp_path, capfd):
 def test_what_a_run_writes_reads_back_as_the_same_options(tmp_path, method):
     args = ["--method", method, "--hidden", "16", "8", "--seed", "3", "--out", str(tmp_path)]
     options = resolved(*args)
-    run.write_options(tmp_path, options, options)
+    run.write_options(tmp_path, options, options, {})
     assert run.read_options(tmp_path) == dataclasses.replace(
         options, run=dataclasses.replace(options.run, config=tmp_path / config.FILE)
     )
@@ -333,7 +338,7 @@ def test_the_key_of_a_seed_does_not_depend_on_the_others():
 
 
 def test_another_run_in_the_folder_is_told_by_the_option_that_differs(tmp_path):
-    run.write_options(tmp_path, resolved("--epochs", "4"), config.Options())
+    run.write_options(tmp_path, resolved("--epochs", "4"), config.Options(), {})
     run.check_same(tmp_path, resolved("--epochs", "4", "--resume", "--out", "elsewhere"))
     with pytest.raises(config.ConfigError, match="has --epochs 4, found 5"):
         run.check_same(tmp_path, resolved("--epochs", "5"))
@@ -344,8 +349,11 @@ def test_another_run_in_the_folder_is_told_by_the_option_that_differs(tmp_path):
 def test_reading_a_folder_without_a_run_names_it(tmp_path):
     with pytest.raises(config.ConfigError, match=re.escape(str(tmp_path))):
         run.read_options(tmp_path)
-    run.write_options(tmp_path, resolved(), config.Options())
+    run.write_options(tmp_path, resolved(), config.Options(), {})
     with pytest.raises(config.ConfigError, match="not finished; --resume"):
+        run.restore(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(config.ConfigError, match="report.json is damaged"):
         run.restore(tmp_path)
 
 

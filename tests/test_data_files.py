@@ -191,6 +191,8 @@ def test_wrong_labels(tmp_path):
     fails("no labels y: found neither a column nor a file", "digits", labels="y")
     both = write_csv(tmp_path / "two.csv", TABLE, ["u", "label", "class"])
     fails("found label and class; say by --labels which are", both)
+    twice = write_csv(tmp_path / "twice.csv", TABLE, ["species", "u", "species"])
+    fails("found two columns 'species'", twice, labels="species")
 
 
 def test_arrays_by_shape_and_kind(tmp_path):

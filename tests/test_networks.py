@@ -105,11 +105,9 @@ def test_affine_without_motion_is_identity():
 def test_affine_shifts_by_whole_pixels():
     """With bounds that make the draws two rows and no column, the rows are those two further on."""
     x = jax.random.uniform(KEY, (10, 30, 1))
-    key = next(
-        k
-        for k in jax.random.split(KEY, 3000)
-        if abs(jax.random.uniform(k, (5,), minval=-1.0, maxval=1.0)[2]) < 1e-3
-    )
+    keys = jax.random.split(KEY, 3000)
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (5,), minval=-1.0, maxval=1.0))(keys)
+    key = keys[jnp.abs(draws[:, 2]).argmin()]
     row, column = jax.random.uniform(key, (5,), minval=-1.0, maxval=1.0)[1:3]
     moved = augment.affine(key, x, degrees=0.0, shift=abs(2.0 / (10 * float(row))))
     assert abs(column) < 1e-3

@@ -343,8 +343,10 @@ def test_embedding_map(tmp_path, d, k):
 def test_embedding_map_of_a_line_is_a_line(tmp_path):
     """Trap: rounding stretched over the height of the picture, where labels cannot be placed."""
     for i in range(40):
-        z = np.random.default_rng(i).normal(size=(2, 3))[np.arange(60) % 2]
-        figures.embedding_map(tmp_path / "line.png", z, np.arange(60) % 2)
+        rng = np.random.default_rng(i)
+        z = rng.normal(size=(2, 3))[np.arange(60) % 2]
+        assert (figures._plane(z, rng)[0][:, 1] == 0).all()
+    figures.embedding_map(tmp_path / "line.png", z, np.arange(60) % 2)
 
 
 def test_embedding_map_of_constant_and_of_no_finite_rows(tmp_path):

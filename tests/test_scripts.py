@@ -126,7 +126,7 @@ def test_scores_of_every_seed_agree_with_the_arrays(base, digits):
     for name, value in metrics.internal_scores(z, labels_all[chosen]).items():
         assert report["internal"][name]["values"][chosen] == pytest.approx(float(value), rel=1e-5)
     assert report["agreement"]["mean"] == pytest.approx(metrics.stability(labels_all)[0])
-    assert report["cluster_sizes"] == np.bincount(labels_all[chosen]).tolist()
+    assert report["cluster_sizes"] == np.bincount(labels_all[chosen], minlength=10).tolist()
     loss = logs.read_metrics(base.folder)["train"]["loss"]
     assert report["objective"]["values"] == pytest.approx(loss[-1].tolist())
     assert report["oracle"] == int(np.argmax(report["external"]["accuracy"]["values"]))
@@ -385,6 +385,31 @@ def test_resume_with_other_options_names_the_difference(base):
     assert contents(base.folder) == before
 
 
+def test_overwrite_reads_the_config_of_the_run_it_replaces(base, tmp_path):
+    """Trap: the file that `--config` names was removed before it was read once more."""
+    shutil.copytree(base.folder, tmp_path / "run")
+    args = ["--config", tmp_path / "run" / "config.json", "--out", tmp_path / "run"]
+    done(TRAIN, *args, "--overwrite")
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+def test_overwrite_does_not_delete_the_data(base, tmp_path):
+    shutil.copytree(base.folder, tmp_path / "run")
+    rows = tmp_path / "run" / "embeddings.npy"
+    args = ["--data", rows, "--n-clusters", "3", "--out", tmp_path / "run", "--overwrite"]
+    assert "would delete" in refused(TRAIN, *args)
+    assert rows.is_file()
+
+
+def test_two_runs_do_not_share_a_folder(base, tmp_path, monkeypatch):
+    """Another run begins there after the folder was checked."""
+    monkeypatch.setattr(TRAIN, "check_folder", lambda options: None)
+    shutil.copytree(base.folder, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    assert "another run began" in refused(TRAIN, *TINY, "--out", tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
 def test_resume_with_other_rows_is_refused(base, tmp_path):
     shutil.copytree(base.folder, tmp_path / "run")
     (tmp_path / "run" / "data.sha256").write_text("of other rows")
@@ -597,12 +622,14 @@ def test_compilation_cache_lies_in_the_home_of_the_user(tmp_path, monkeypatch):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     try:
-        for choice in ("off", "on"):
-            options = config.parse(["--compilation-cache", choice])
-            with contextlib.redirect_stdout(io.StringIO()):
-                TRAIN.start_jax(options)
-            inside = Path(jax.config.jax_compilation_cache_dir).is_relative_to(tmp_path)
-            assert inside == (choice == "on")
+        for chosen, choice, wanted in (
+            (None, "off", None),
+            (None, "on", str(tmp_path / ".cache" / "deepclust_jax" / "xla")),
+            ("/of/the/user", "on", "/of/the/user"),
+        ):
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            TRAIN.start_jax(config.parse(["--compilation-cache", choice]))
+            assert jax.config.jax_compilation_cache_dir == wanted
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

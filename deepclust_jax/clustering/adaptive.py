@@ -41,7 +41,11 @@ class View(NamedTuple):
 
 
 class Adaptive(NamedTuple):
-    """What `fit` found; `labels` are `assign(view, x)`."""
+    """What `fit` found; `labels` are `assign(view, x)` of float32 rows.
+
+    Of float64 rows with an offset that float32 cannot hold, `fit` alone gets the labels right:
+    centre the rows first to assign more of them.
+    """
 
     view: View
     centroids: Array  # [k, d], means of the rows as they are

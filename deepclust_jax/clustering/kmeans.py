@@ -44,6 +44,9 @@ def assign(x: Array, centroids: Array) -> tuple[Array, Array]:
     Raises:
         ValueError: the arrays are not [n, d] and [k, d].
     """
+    if not (hasattr(x, "shape") and hasattr(centroids, "shape")):
+        found = f"a {type(x).__name__} and a {type(centroids).__name__}"
+        raise ValueError(f"expected arrays x [n, d] and centroids [k, d], found {found}")
     shapes = np.shape(x), np.shape(centroids)
     if not len(shapes[0]) == len(shapes[1]) == 2 or 0 in shapes[0] or shapes[0][1] != shapes[1][1]:
         raise ValueError(f"expected x [n, d] and centroids [k, d], found {shapes[0]}, {shapes[1]}")
@@ -94,7 +97,11 @@ def fit(
     offset = np.mean(x, axis=0, dtype=np.float64) if _is_host(x) else np.float32(0)
     start = None
     if not (isinstance(init, str) or callable(init)):
-        start, init, n_init = narrow(init, offset), "given", 1
+        if _is_host(x) and not _is_host(init):  # a device array takes the offset in float32
+            start = narrow(init, offset) - jnp.asarray(offset, jnp.float32)[None, :]
+        else:
+            start = narrow(init, offset)
+        init, n_init = "given", 1
     result = _fit(
         key, narrow(x, offset), n_clusters, start, max_iter, tol,
         None if weights is None else narrow(weights, np.float32(0)),
@@ -290,6 +297,8 @@ def narrow(x, offset) -> Array:
 
 def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
     """Raise ValueError for arguments of `fit` that are out of range."""
+    if not hasattr(x, "shape"):
+        raise ValueError(f"expected rows x as an array [n, d], found a {type(x).__name__}")
     if np.ndim(x) != 2 or 0 in x.shape:
         raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
     n, d = x.shape
@@ -299,13 +308,15 @@ def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
         raise ValueError(f"expected 1 <= n_active <= {n_clusters}, found {n_active}")
     if n_init < 1 or (not isinstance(max_iter, jax.core.Tracer) and max_iter < 1):
         raise ValueError(f"expected n_init and max_iter >= 1, found {n_init} and {max_iter}")
+    if not (isinstance(init, str) or callable(init) or hasattr(init, "shape")):
+        raise ValueError(f"expected first centroids as an array, found a {type(init).__name__}")
     if isinstance(init, str) and init not in ("k-means++", "random"):
         raise ValueError(
             f"expected init 'k-means++', 'random', centroids or function, found {init!r}"
         )
     if hasattr(init, "shape") and init.shape != (n_clusters, d):
         raise ValueError(f"expected first centroids {(n_clusters, d)}, found {init.shape}")
-    if weights is not None and np.shape(weights) != (n,):
+    if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
         raise ValueError(f"expected weights of shape ({n},), found {np.shape(weights)}")
     for name, values in (("x", x), ("weights", weights)):
         if values is None or isinstance(values, jax.core.Tracer):

@@ -26,15 +26,11 @@ def fetch(urls: Sequence[str], known_hash: str, name: str) -> Path:
     An interrupted download is kept as `name`.part and continued by the next call. Raises DataError
     if no source works, or if the content does not have the checksum `known_hash` ("md5:...").
     """
-    try:
-        import pooch
-        import requests
-        import tqdm
-        import urllib3
-    except ImportError as error:
-        raise DataError(
-            f"downloading {name} needs {error.name}; install deepclust_jax[data]"
-        ) from None
+    import pooch
+    import requests
+    import tqdm
+    import urllib3
+
     pooch.get_logger().setLevel("WARNING")  # the progress bar says it
     folder = cache_folder()
     part = folder / f"{name}.part"

@@ -60,10 +60,8 @@ def _classes(paths: list[Path], folder: Path) -> list[str] | None:
 
 
 def _pictures(paths: list[Path]) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise DataError("reading pictures needs pillow; install deepclust_jax[data]") from None
+    from PIL import Image
+
     heads = [_open(Image, path, lambda picture: (picture.size, picture.mode)) for path in paths]
     size = heads[0][0]
     for path, (found, mode) in zip(paths, heads, strict=True):

@@ -1,6 +1,7 @@
 """Labels, which are for evaluation only: read from files, numbered from 0, kept apart from rows."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def resolve(
 
 def is_file(wanted: str | Path | None) -> bool:
     """Whether `labels=` names an existing file rather than a column."""
-    return wanted is not None and Path(wanted).is_file()
+    return wanted is not None and os.path.isfile(wanted)
 
 
 def number(values: Sequence, source: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -68,7 +69,7 @@ def _as_integers(y: np.ndarray) -> np.ndarray:
 
 def read(path: Path) -> Sequence:
     """Labels of a file, as written. Raises DataError if it cannot be read."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(
             f"no labels {path}: found neither a column nor a file of that name; expected a column "
             f"of the data, or a file ({', '.join(LABEL_FILES)}) with one label per row"

@@ -91,6 +91,8 @@ def _fsdd(path: Path) -> Content:
 
 def _texts(path: Path) -> Content:
     texts, y = documents.read_jsonl(path, "label")
+    if y is None:
+        raise DataError(f"{path}: expected a field 'label' in every document; copy it again")
     return texts, np.asarray(y)
 
 

@@ -65,6 +65,8 @@ def split_columns(
             f"{path}: no column and no file {labels!r} for the labels; found {_short(found)}"
         )
     reserved = [i for i, n in enumerate(names or ()) if n.lower() in labelling.LABEL_COLUMNS]
+    if labels is not None and list(names).count(labels) > 1:
+        raise DataError(f"{path}: found two columns {labels!r}; rename or drop one")
     label = names.index(labels) if labels is not None else None
     if label is None and reserved:
         if len(reserved) > 1:

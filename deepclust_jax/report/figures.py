@@ -17,6 +17,7 @@ COLOURS = (
 )
 MARKERS = (("o", 1.0), ("^", 1.2), ("s", 0.8), ("D", 0.7), ("v", 1.2))  # shape, area
 NOISE = "#d0d0d0"  # label -1 (DBSCAN): in no cluster
+MAX_NUMBERED = 100  # clusters of embedding_map; the numbers of more would hide the points
 MAX_CLUSTERS = 30  # rows of sample_images; more are not legible
 MAX_PANELS = 15  # of training_curves
 DPI = 110
@@ -48,6 +49,7 @@ def embedding_map(
         member = labels == k
         axes.scatter(*xy[member].T, s=size * area, c=_colour(k), marker=marker, alpha=0.7, lw=0)
     shown = shown[shown >= 0]
+    shown = shown if len(shown) <= MAX_NUMBERED else shown[:0]
     medians = np.array([np.median(xy[labels == k], axis=0) for k in shown]).reshape(-1, 2)
     for k, at in zip(shown, spread(axes.transData.transform(medians)), strict=True):
         box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": _colour(k), "alpha": 0.85}

@@ -29,18 +29,19 @@ def write(
     """
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
-    report = scores.score_population(labels_all, iter(z_all), objectives, labels)
+    k = options.data.n_clusters
+    report = scores.score_population(labels_all, iter(z_all), objectives, labels, n_clusters=k)
     report["baselines"] = []
     if labels is not None:
         keys = run.seed_keys(options)
-        simpler = baselines.labels_of(keys, dataset.x, options.data.n_clusters, trained)
+        simpler = baselines.labels_of(keys, dataset.x, k, trained)
         report["baselines"] = [
             {"name": name, "external": scores.external(clusters, labels)}
             for name, clusters in simpler.items()
         ]
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
-    centroids = cluster_means(z, found, options.data.n_clusters)
+    centroids = cluster_means(z, found, k)
     np.save(folder / "embeddings.npy", z)
     np.save(folder / "labels.npy", found)
     np.save(folder / "labels_all.npy", labels_all)

@@ -19,6 +19,8 @@ def score_population(
     z_all: Iterable[np.ndarray],
     objectives: np.ndarray,
     y: np.ndarray | None = None,
+    *,
+    n_clusters: int | None = None,
 ) -> dict[str, Any]:
     """The scores of S runs, the run chosen without labels and, if `y` is given, the oracle.
 
@@ -27,6 +29,7 @@ def score_population(
       z_all: one embedding [n, d] per run; an iterator keeps one of them in memory at a time.
       objectives: [S], final training loss of each run.
       y: true classes [n]; used to score only, after the run kept has been chosen.
+      n_clusters: how many sizes are listed; None: up to the last cluster that has rows.
 
     Returns a dict with `n_runs`, `internal`, `external` ({} without y) and `objective`, where a
     score is {"values": [S], "mean", "std"} (std with ddof=1, nan for one run; a run with a nan
@@ -39,7 +42,7 @@ def score_population(
     agreement, per_run = np.nan, [np.nan]
     if len(labels_all) > 1:
         agreement, per_run = metrics.stability(labels_all)
-    kept = labels_all[chosen]
+    kept, k = labels_all[chosen], n_clusters or labels_all.max() + 1
     scores = {
         "n_runs": len(labels_all),
         "objective": _summary(objectives),
@@ -47,7 +50,7 @@ def score_population(
         "external": {},
         "agreement": {"mean": float(agreement), "values": np.asarray(per_run, float).tolist()},
         "chosen": {"run": chosen, "reason": reason},
-        "cluster_sizes": np.bincount(kept[kept >= 0], minlength=labels_all.max() + 1).tolist(),
+        "cluster_sizes": np.bincount(kept[kept >= 0], minlength=k).tolist(),
     }
     if y is not None:
         scores["external"] = external(labels_all, y)
