@@ -1,12 +1,16 @@
 """Checkpoints: a tree of arrays in a folder, written atomically and verified when read.
 
     folder/<step>/arrays/        the arrays, written by Orbax
-    folder/<step>/header.json    versions, metadata, sizes of files; shape, dtype, CRC32 of arrays
+    folder/<step>/header.json    versions, metadata; size and SHA-256 of the files; CRC32, shape and
+                                 dtype of the arrays
 
 Orbax alone loads a flipped byte without a word and casts dtypes on restore; the header is what
-makes both an error. States are arrays only: keys follow from the run's seed and are never stored.
+makes both an error. Files are compared before Orbax reads them, as its threads outlive an error and
+then print errors of their own; arrays are compared after. States are arrays only: keys follow from
+the run's seed and are never stored.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -62,7 +66,7 @@ def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = N
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
         _write_arrays(temporary / "arrays", arrays)
         with open(temporary / _HEADER, "w", encoding="utf-8") as file:
-            header["files"] = _file_sizes(temporary)
+            header["files"] = _files(temporary)
             file.write(json.dumps(header | {"crc32": _header_crc32(header)}, indent=1))
             file.flush()
             os.fsync(file.fileno())
@@ -239,21 +243,30 @@ def _header(arrays: dict[str, np.ndarray], step: int, metadata: dict) -> dict:
         raise CheckpointError(f"expected metadata of JSON values, found {error}") from error
 
 
-def _file_sizes(path: Path) -> dict[str, int]:
-    files = (file for file in (path / "arrays").rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+def _files(path: Path) -> dict[str, dict[str, Any]]:
+    """Name -> size and SHA-256 of every file of the arrays."""
+    found = {}
+    for name in (path / "arrays").rglob("*"):
+        if name.is_file():
+            with open(name, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = name.stat().st_size
+            found[name.relative_to(path).as_posix()] = {"bytes": size, "sha256": digest}
+    return found
 
 
-def _check_files(path: Path, sizes: dict[str, int]) -> None:
-    # Before Orbax reads: its threads outlive an error and then print errors of their own.
-    found = _file_sizes(path)
-    for name, size in sizes.items():
-        if found.get(name) != size:
-            has = f"{found[name]} bytes" if name in found else "no file"
-            raise CheckpointError(
-                f"{path} is damaged: expected {name} of {size} bytes, found {has}; "
-                "restore an older step"
-            )
+def _check_files(path: Path, expected: dict[str, dict[str, Any]]) -> None:
+    found = _files(path)
+    for name, file in expected.items():
+        if name not in found:
+            what = f"expected a file {name}, found none"
+        elif found[name]["bytes"] != file["bytes"]:
+            what = f"expected {name} of {file['bytes']} bytes, found {found[name]['bytes']} bytes"
+        elif found[name] != file:
+            what = f"the SHA-256 of {name} differs"
+        else:
+            continue
+        raise CheckpointError(f"{path} is damaged: {what}; restore an older step")
 
 
 def _read_header(path: Path) -> dict:
@@ -281,9 +294,11 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def _read_arrays(path: Path, header: dict) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1
 
-    _check_files(path, header["files"])
     try:
+        _check_files(path, header["files"])
         stored = v1.load(path / "arrays")
+    except CheckpointError:
+        raise
     except Exception as error:  # Orbax raises whatever its layers raise
         raise CheckpointError(f"cannot read {path / 'arrays'}: {_first_line(error)}") from error
     arrays = {}

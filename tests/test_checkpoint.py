@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1
 
 from deepclust_jax import checkpoint
 
@@ -120,14 +121,29 @@ def test_only_the_newest_two_steps_stay_and_a_step_can_be_saved_again(tmp_path):
 
 
 @pytest.mark.parametrize("where", [0.3, 0.5, 0.7])
-def test_a_flipped_byte_names_the_array(saved, where):
+def test_a_flipped_byte_names_the_file(saved, where):
     file = biggest_file(saved)
     data = bytearray(file.read_bytes())
     data[int(where * len(data))] ^= 1
     file.write_bytes(data)
-    with pytest.raises(checkpoint.CheckpointError, match="Dense_0") as error:
+    with pytest.raises(checkpoint.CheckpointError, match=f"SHA-256 of .*{file.name}") as error:
         checkpoint.restore(saved, make_state())
     assert "\n" not in str(error.value)
+
+
+def test_an_array_that_orbax_gives_back_changed_is_named(saved, monkeypatch):
+    load = v1.load
+
+    def changed(path):
+        arrays = load(path)
+        name = next(name for name in arrays if "Dense_0" in name)
+        arrays[name] = np.array(arrays[name])
+        arrays[name].flat[7] += 1e-3
+        return arrays
+
+    monkeypatch.setattr(v1, "load", changed)
+    with pytest.raises(checkpoint.CheckpointError, match="CRC32 of .*Dense_0.* differs"):
+        checkpoint.restore(saved, make_state())
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no arrays"])

@@ -12,7 +12,7 @@ from test_scripts import ROOT, damage, script
 from deepclust_jax import checkpoint, config, data, run, train
 
 REPRODUCE = script("reproduce")
-MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine")
+MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine", "autoencoder-paper")
 ARGS = ["--data", "digits", "--rows", *MADE, "--seeds", "2"]
 SHORT = {
     "autoencoder": {"epochs": 2, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"},
@@ -22,11 +22,13 @@ SHORT = {
     },
 }  # fmt: skip
 
+PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "euclidean"}}
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     whole = data.load
-    monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": SHORT})
+    monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
     monkeypatch.setattr(config, "_LEAST_STEPS", {"autoencoder": 0, "joint": 0})
     monkeypatch.setattr(data, "load", lambda name: whole(name, limit=150))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
@@ -79,6 +81,7 @@ def test_cells_starts_and_table(folder, capsys):
             "--method autoencoder",
             "--method autoencoder --metric euclidean",
             "--method dcn --augment affine",
+            "--method autoencoder --profile paper",
         ),
         strict=True,
     ):
@@ -178,7 +181,7 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
 
 def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
     wild = SHORT | {"autoencoder": SHORT["autoencoder"] | {"learning_rate": 1e18}}
-    monkeypatch.setattr(config, "PROFILES", {"practical": wild})
+    monkeypatch.setattr(config, "PROFILES", {"practical": wild, "paper": wild})
     trained = []
     monkeypatch.setattr(
         REPRODUCE, "train_cell", lambda *args, whole=REPRODUCE.train_cell: (
@@ -186,7 +189,7 @@ def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
         ),
     )  # fmt: skip
     assert REPRODUCE.main(ARGS) == 1
-    assert len(trained) == 6
+    assert len(trained) == 2 * len(MADE)
     assert "digits autoencoder seed 1: expected a finite loss" in capsys.readouterr().err
     assert not list(folder.rglob("results/*/*/*.json"))
 
