@@ -4,6 +4,9 @@ Sums run over features, as the papers write them, so the weight of one term agai
 on it: dividing a reconstruction by the number of features divides its weight by that number.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -67,3 +70,35 @@ def soft_kmeans(
         # which is 0 there for one row but not for two: it would burst at alpha = 1000.
         weights = jax.lax.stop_gradient(weights)
     return jnp.sum(weights * sqdist, axis=-1)
+
+
+def value_and_grad(loss: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., Any]:
+    """`jax.value_and_grad` of an algorithm's loss: (params, ...) -> ((value, metrics), gradients).
+
+    Raises:
+        TypeError: the loss returns something else than (value [], dict of metrics []), or the
+            metric "loss", which is the value's own.
+    """
+
+    def checked(*args, **static):
+        found = loss(*args, **static)
+        wanted = "expected a loss to return (value [], dict of metrics [])"
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+            raise TypeError(f"{wanted}, found {_kinds(found)}; add {{}} where there are none")
+        shapes = {"value": jnp.shape(found[0])} | {k: jnp.shape(v) for k, v in found[1].items()}
+        for name, shape in shapes.items():
+            if shape:
+                raise TypeError(f"{wanted}, found {name} {list(shape)}; use losses.masked_mean")
+        if "loss" in found[1]:
+            raise TypeError(f"{wanted}, found a metric 'loss', the name of the value; rename it")
+        return found
+
+    return jax.value_and_grad(checked, has_aux=True)
+
+
+def _kinds(found: Any) -> str:
+    names = [
+        "an array" if isinstance(item, jax.Array) else f"a {type(item).__name__}"
+        for item in (found if isinstance(found, tuple) else (found,))
+    ]
+    return f"({', '.join(names)})" if isinstance(found, tuple) else names[0]

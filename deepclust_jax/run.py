@@ -1,6 +1,7 @@
 """A run by its options: the phases of a method, their checkpoints, and how to go on from them."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -122,6 +123,17 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         return [joint]
     rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs
     return [encoder_phase("pretrain", rate, epochs), joint]
+
+
+def checkpoint_bytes(options: config.Options, shape: tuple[int, ...]) -> int:
+    """Most bytes that the checkpoints of a run take while it trains on data of shape [n, ...]."""
+    keys, rows = seed_keys(options), np.zeros((2, *shape[1:]), np.float32)
+    states = [
+        jax.eval_shape(functools.partial(train.init, keys, phase.algorithm, rows))
+        for phase in phases(options, shape)
+    ]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(states))
+    return (checkpoint.KEEP + 1) * size  # those that stay, and the one being written
 
 
 def seed_keys(options: config.Options, seeds: Sequence[int] | None = None) -> Key:
@@ -306,6 +318,8 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
+    if network.network == "conv" and tuple(network.hidden) != config.Network().hidden:
+        raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
 
 
 def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:

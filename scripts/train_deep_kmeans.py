@@ -61,6 +61,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
+    check_space(options, tuple(dataset.x.shape))
     folder = prepare_folder(given, options, dataset.checksum)
     print(facts(options, dataset, labels))
     if options.run.resume:
@@ -148,15 +149,33 @@ def check_folder(options: config.Options) -> None:
             raise config.ConfigError(
                 f"--out {out} holds another run; add --resume or --overwrite, or choose another"
             )
-    parent = next(p for p in (out, *out.absolute().parents) if os.path.exists(p))
+    parent = nearest_folder(out)
     if not os.access(parent, os.W_OK):
         raise config.ConfigError(f"no permission to write --out {out}; choose another folder")
-    usage = shutil.disk_usage(parent)
-    if usage.total == 0:  # such as /proc
+    if shutil.disk_usage(parent).total == 0:  # such as /proc
         raise config.ConfigError(f"no files can be written to --out {out}; choose another folder")
-    free = usage.free
-    if free < 2**26:
-        raise config.ConfigError(f"expected 64 MiB free for --out {out}, found {free // 2**20} MiB")
+
+
+def nearest_folder(out: Path) -> Path:
+    """The folder itself, or the one above it that is there."""
+    return next(p for p in (out, *out.absolute().parents) if os.path.exists(p))
+
+
+def check_space(options: config.Options, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError if the run would not fit on the disk of --out; nothing is written."""
+    from deepclust_jax import run
+
+    out = options.run.out
+    report = 8 * shape[0] * (options.run.seeds + 4 * options.network.embed_dim) + 2**26
+    need = run.checkpoint_bytes(options, shape) + report
+    # What is there is part of the run to resume, or will be deleted.
+    held = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    free = shutil.disk_usage(nearest_folder(out)).free + held
+    if free < need:
+        raise config.ConfigError(
+            f"expected {need / 2**20:,.0f} MiB free for --out {out}, found {free / 2**20:,.0f} "
+            "MiB; make room or choose another folder"
+        )
 
 
 def prepare_folder(given: config.Options, options: config.Options, checksum: str) -> Path:

@@ -310,11 +310,12 @@ def test_phases(args, expected):
     [
         ("--augment affine", "--augment affine needs images"),
         ("--network conv", "--network conv needs images"),
-        ("--network conv --precision bfloat16", "--network mlp"),
+        ("--network conv --precision bfloat16", "--precision bfloat16 needs --network mlp"),
+        ("--network conv --hidden 8", "--hidden needs --network mlp"),
     ],
 )
 def test_options_that_do_not_fit_the_rows_are_refused(args, words):
-    shape = (20, 8, 8, 1) if "bfloat16" in args else (20, 5)
+    shape = (20, 8, 8, 1) if "needs --network" in words else (20, 5)
     with pytest.raises(config.ConfigError, match=words):
         run.phases(resolved(*args.split()), shape)
 

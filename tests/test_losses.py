@@ -109,3 +109,27 @@ def test_gradient_at_distance_zero_is_finite():
     """Trap: the gradient of a norm at zero is nan; squared distances have none."""
     grad = jax.grad(lambda z: losses.squared_distances(z, CENTROIDS).min(-1).sum())(CENTROIDS)
     np.testing.assert_array_equal(grad, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (lambda value: value, "found an array; add {} where there are none"),
+        (lambda value: (value, value), r"found \(an array, an array\)"),
+        (lambda value: (value, {}, {}), r"found \(an array, a dict, a dict\)"),
+        (lambda value: None, "found a NoneType"),
+        (lambda value: (jnp.stack([value, value]), {}), r"found value \[2\]; use losses.masked"),
+        (lambda value: (value, {"pull": jnp.zeros(3)}), r"found pull \[3\]"),
+        (lambda value: (value, {"loss": value}), "found a metric 'loss'"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_refused_by_name(found, words):
+    with pytest.raises(TypeError, match=words):
+        losses.value_and_grad(lambda w: found(jnp.sum(w**2)))(jnp.ones(2))
+
+
+def test_value_and_grad_of_a_loss():
+    loss = lambda w, scale, *, power: (scale * jnp.sum(w**power), {"n": 2})  # noqa: E731
+    (value, metrics), grad = losses.value_and_grad(loss)(jnp.array([1.0, 2.0]), 3.0, power=2)
+    assert value == 15.0 and metrics == {"n": 2}
+    np.testing.assert_array_equal(grad, [6.0, 12.0])

@@ -504,9 +504,16 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, monkeypatc
 
 
 def test_no_space_is_found_before_training(tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    """Trap: a run that fails for want of space at its first checkpoint, after an hour."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**27)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert "found 1 MiB" in refused(TRAIN, *TINY, "--out", tmp_path / "a" / "b")
+    # 10 seeds of 3.3 million weights, with momentum and then Adam's two moments, three times
+    wide = ["--seeds", "10", "--hidden", "500", "500", "2000"]
+    message = refused(TRAIN, *TINY, *wide, "--out", tmp_path / "a" / "b")
+    assert "found 128 MiB; make room" in message
+    need = float(message.split("expected ")[1].split(" MiB")[0].replace(",", ""))
+    weights = 2 * (64 * 500 + 500 * 500 + 500 * 2000 + 2000 * 10)
+    assert need == pytest.approx(3 * 10 * weights * 4 * (2 + 3) / 2**20 + 64, rel=0.01)
     assert not (tmp_path / "a").exists()
 
 
@@ -599,7 +606,8 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
 )
 def test_methods_and_networks_run(tmp_path, args, phases, shape):
     out = tmp_path / "out"
-    few = [*AUTOENCODER, "--seeds", "1", "--epochs", "1", "--limit", "50"]  # conv compiles slowly
+    few = ["--method", "autoencoder", "--embed-dim", "3", "--seeds", "1", "--epochs", "1"]
+    few += ["--limit", "50"]  # conv compiles slowly
     done(TRAIN, *(TINY if "dkm" in args else few), *args, "--out", out)
     assert set(report_of(out)["seconds"]) == phases
     assert np.load(out / "labels_all.npy").shape == shape

@@ -130,14 +130,16 @@ def build(
 
     def init(key: Key, batch: Batch) -> State:
         params = init_params(key, batch.x, nets)
-        centroids = jnp.zeros((config.n_clusters, config.embed_dim))
+        # Before the first k-means they are not numbers: a method that starts from a state without
+        # one stops at once, where zeros would train.
+        centroids = jnp.full((config.n_clusters, config.embed_dim), jnp.nan)
         view = adaptive.unfitted(centroids) if config.metric == "adaptive" else None
         return State(jnp.int32(0), params, tx.init(params), centroids, view)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = augmentation.batch(augment_key, batch, augment)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+        (value, metrics), grads = losses.value_and_grad(loss)(
             state.params, state, batch, loss_key, nets=nets, config=config
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -131,7 +131,7 @@ def build(
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = augmentation.batch(augment_key, batch, augment)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+        (value, metrics), grads = losses.value_and_grad(loss)(
             state.params, state, batch, loss_key, nets=nets, config=config
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
