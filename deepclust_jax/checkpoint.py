@@ -10,6 +10,7 @@ then print errors of their own; arrays are compared after. States are arrays onl
 the run's seed and are never stored.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -59,10 +60,12 @@ def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = N
         )
     arrays = _host_arrays(state)
     header = _header(arrays, int(step), metadata or {})
+    temporary = None
     try:
         root.mkdir(parents=True, exist_ok=True)
         for stale in root.glob(_TEMPORARY + "*"):
             shutil.rmtree(stale)
+        _check_space(root, arrays)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
         _write_arrays(temporary / "arrays", arrays)
         with open(temporary / _HEADER, "w", encoding="utf-8") as file:
@@ -75,10 +78,12 @@ def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = N
         for old in _steps(root)[:-KEEP]:
             _discard(root / str(old))
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write a checkpoint to {root}: {error.strerror or error}; make room, then "
-            "--resume"
-        ) from error
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror or error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"{reason}; make room, then --resume"
+        raise CheckpointError(f"cannot write a checkpoint to {root}: {reason}") from error
 
 
 def restore(folder: str | Path, target: Any, *, step: int | None = None) -> Any:
@@ -278,6 +283,14 @@ def _read_header(path: Path) -> dict:
     if not intact:
         raise CheckpointError(f"{path / _HEADER} is damaged: its CRC32 differs")
     return header
+
+
+def _check_space(root: Path, arrays: dict[str, np.ndarray]) -> None:
+    # Before Orbax writes: its threads print errors of their own.
+    need, free = sum(array.nbytes for array in arrays.values()), shutil.disk_usage(root).free
+    if free < need + 2**20:
+        found = f"No space left on device ({free / 1e6:,.1f} MB for {need / 1e6:,.1f} MB)"
+        raise OSError(errno.ENOSPC, found)
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -220,7 +220,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     """Options from command-line arguments, over those of `--config FILE`, over the defaults.
 
     With `--resume --out DIR` and no `--config`, the file is that of the run in DIR. What a run
-    derived for its file is derived anew where the command line changes method, profile or data.
+    derived for its file is derived anew where the command line changes what it was derived from.
     Prints help or a complaint and exits where tyro does.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepclust_jax.types import Array
 
@@ -84,21 +85,23 @@ def value_and_grad(loss: Callable[..., tuple[Array, dict[str, Array]]]) -> Calla
         found = loss(*args, **static)
         wanted = "expected a loss to return (value [], dict of metrics [])"
         if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
-            raise TypeError(f"{wanted}, found {_kinds(found)}; add {{}} where there are none")
-        shapes = {"value": jnp.shape(found[0])} | {k: jnp.shape(v) for k, v in found[1].items()}
-        for name, shape in shapes.items():
-            if shape:
-                raise TypeError(f"{wanted}, found {name} {list(shape)}; use losses.masked_mean")
+            raise TypeError(f"{wanted}, found {_kind(found)}; add {{}} where there are none")
+        for name, value in (("value", found[0]), *found[1].items()):
+            if not isinstance(name, str):
+                raise TypeError(f"{wanted}, found a metric called {name!r}; give it a name")
+            if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+                raise TypeError(f"{wanted}, found {name} as {_kind(value)}; return an array")
+            if jnp.shape(value):
+                found_shape = f"{name} {list(jnp.shape(value))}"
+                raise TypeError(f"{wanted}, found {found_shape}; use losses.masked_mean")
         if "loss" in found[1]:
             raise TypeError(f"{wanted}, found a metric 'loss', the name of the value; rename it")
-        return found
+        return jnp.asarray(found[0], float), found[1]
 
     return jax.value_and_grad(checked, has_aux=True)
 
 
-def _kinds(found: Any) -> str:
-    names = [
-        "an array" if isinstance(item, jax.Array) else f"a {type(item).__name__}"
-        for item in (found if isinstance(found, tuple) else (found,))
-    ]
-    return f"({', '.join(names)})" if isinstance(found, tuple) else names[0]
+def _kind(found: Any) -> str:
+    if isinstance(found, tuple):
+        return f"({', '.join(_kind(item) for item in found)})"
+    return "an array" if isinstance(found, jax.Array) else f"a {type(found).__name__}"

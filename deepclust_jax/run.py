@@ -240,7 +240,7 @@ def restore(folder: Path) -> Restored:
         shape, chosen = tuple(report["data"]["shape"]), report["chosen"]["run"]
     except OSError:
         raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise config.ConfigError(f"{folder}/report.json is damaged; --resume makes it") from None
     phase = phases(options, shape)[-1]
     store = folder / "checkpoint" / phase.name
@@ -275,7 +275,12 @@ def write_options(
         k for k in values if values[k] is not None and (asked[k] is None or k in kept)
     ]
     with (folder / config.FILE).open("x", encoding="utf-8") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
+        try:
+            file.write(json.dumps(values, indent=1) + "\n")
+            file.flush()
+        except OSError:
+            (folder / config.FILE).unlink()  # an empty one would make the folder nobody's
+            raise
 
 
 def check_same(folder: Path, options: config.Options) -> None:

@@ -145,12 +145,14 @@ def embed(algorithm: Algorithm, states: State, x: Any) -> tuple[np.ndarray, np.n
     block = min(_BLOCK, max(64, 2**22 // math.prod(x.shape[1:])))
     # One state after another: the program, and so the rounding, is that of a single state.
     call, parts = _embed_jitted(algorithm), []
-    each = [jax.tree.map(operator.itemgetter(s), states) for s in range(len(states.step))]
     for start in range(0, x.shape[0], block):
         rows = np.asarray(x[start : start + block], np.float32)
         padded = np.pad(rows, [(0, block - len(rows))] + [(0, 0)] * (rows.ndim - 1))
         padded = _to_device(padded)
-        found = jax.device_get([call(state, padded) for state in each])
+        found = [
+            jax.device_get(call(jax.tree.map(operator.itemgetter(s), states), padded))
+            for s in range(len(states.step))
+        ]
         parts.append(tuple(np.stack(arrays)[:, : len(rows)] for arrays in zip(*found, strict=True)))
     return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
 
@@ -326,5 +328,6 @@ def _check_finite(loss: np.ndarray | None, epoch: int) -> None:
     if loss is not None and not np.isfinite(loss).any():
         raise Diverged(
             f"expected a finite loss, found {loss[0]} in epoch {epoch + 1}; "
-            "lower the learning rate, scale the rows, and see that they are finite"
+            "lower the learning rate, scale the rows, and see that they are finite, and the "
+            "centroids it started from (those of an autoencoder are after its refresh)"
         )

@@ -6,6 +6,8 @@
 Autoencoder 784-500-500-2000-10, batch 256, Adam 1e-3. Every contender runs in a process of its own,
 with all cores, one after another in rounds, so that a drift of the machine meets all of them.
 Compilation and the first epoch are outside the time; examples per second are medians over rounds.
+The row "limit" is what the machine allows: the products of a step and nothing else, at the rate of
+one large product in float32.
 Last comes the most memory that a whole run of ten seeds on all rows of the data set takes.
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 
 RESULT = Path(__file__).parent.parent / "results" / "training_speed.json"
 BATCH, WIDTHS, RATE = 256, (500, 500, 2000, 10), 1e-3
-OURS = ("jax", "jax, 4 seeds", "jax, bfloat16")
+OURS = ("jax", "jax, 4 seeds", "jax, bfloat16", "limit, float32")
 PEERS = ("pytorch", "clustpy")
 
 
@@ -184,6 +186,8 @@ def contend(name: str, file: str, epochs: int) -> float:
         return train_pytorch(x, epochs)
     if name == "clustpy":
         return train_clustpy(x, epochs)
+    if name == "limit, float32":
+        return products_alone(x, epochs)
     return train_jax(x, epochs, seeds=4 if "4 seeds" in name else 1, bfloat16="bfloat16" in name)
 
 
@@ -211,6 +215,27 @@ def train_jax(x: Any, epochs: int, *, seeds: int, bfloat16: bool) -> float:
     )
     jax.block_until_ready(found.state)
     return time.perf_counter() - starts[0]
+
+
+def products_alone(x: Any, epochs: int) -> float:
+    """Seconds of the products of the same training, at the rate of one of 2048 x 2048 matrices."""
+    import jax
+    import jax.numpy as jnp
+
+    size, repeats = 2048, 30
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a, b: jnp.dot(a, b) / size)  # stays of one size when repeated
+    b = jax.block_until_ready(product(a, a))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        b = product(a, b)
+    jax.block_until_ready(b)
+    rate = repeats * 2 * size**3 / (time.perf_counter() - start)
+    widths = [x.shape[1], *WIDTHS, *reversed(WIDTHS[:-1]), x.shape[1]]
+    layers = [2 * a * b for a, b in zip(widths, widths[1:], strict=False)]
+    # Forward, and two backward: but nobody needs the gradient of the rows.
+    flops = 3 * sum(layers) - layers[0]
+    return flops * len(x) * epochs / rate
 
 
 def train_pytorch(x: Any, epochs: int) -> float:

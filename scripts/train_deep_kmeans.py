@@ -41,7 +41,10 @@ def main(args: list[str] | None = None) -> int:
 
 def train_and_report(given: config.Options, options: config.Options) -> int:
     """Load, train, write and print; options as given, and resolved without data. -> exit code."""
-    check_folder(options)
+    try:
+        check_folder(options)
+    except OSError as error:
+        raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
     start_jax(options)
     from deepclust_jax import data, run
     from deepclust_jax.report import logs, run_directory, tables
@@ -61,7 +64,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
-    check_space(options, tuple(dataset.x.shape))
+    if not options.run.resume:  # of which most is there
+        check_space(options, tuple(dataset.x.shape))
     folder = prepare_folder(given, options, dataset.checksum)
     print(facts(options, dataset, labels))
     if options.run.resume:
@@ -139,7 +143,9 @@ def check_folder(options: config.Options) -> None:
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
     for path in (options.data.data, options.data.labels):
-        inside = path and os.path.exists(path) and out.resolve() in Path(path).resolve().parents
+        inside = (
+            path and os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())
+        )
         if options.run.overwrite and inside:
             raise config.ConfigError(f"--overwrite would delete {path}; choose another --out")
     if os.path.isdir(out) and any(out.iterdir()):
@@ -168,8 +174,8 @@ def check_space(options: config.Options, shape: tuple[int, ...]) -> None:
     out = options.run.out
     report = 8 * shape[0] * (options.run.seeds + 4 * options.network.embed_dim) + 2**26
     need = run.checkpoint_bytes(options, shape) + report
-    # What is there is part of the run to resume, or will be deleted.
-    held = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    # With --overwrite, what is there will be deleted.
+    held = sum(os.path.getsize(file) for file in out.rglob("*") if os.path.isfile(file))
     free = shutil.disk_usage(nearest_folder(out)).free + held
     if free < need:
         raise config.ConfigError(
@@ -187,12 +193,13 @@ def prepare_folder(given: config.Options, options: config.Options, checksum: str
     if options.run.resume:
         run.check_same(out, options)
         # A run that was killed as it began has none.
-        if (out / CHECKSUM).is_file() and (out / CHECKSUM).read_text() != checksum:
+        if not (out / CHECKSUM).is_file():
+            (out / CHECKSUM).write_text(checksum)
+        elif (out / CHECKSUM).read_text() != checksum:
             raise config.ConfigError(
                 f"--resume: the rows of {options.data.data} are not those the run in {out} began "
                 "with; use --overwrite or another --out"
             )
-        (out / CHECKSUM).write_text(checksum)
         return out
     try:
         if options.run.overwrite and out.exists():

@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,12 +232,20 @@ def test_what_is_no_array_is_refused_before_anything_is_written(tmp_path, state,
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(saved, monkeypatch):
     def full(path, arrays):
+        path.mkdir()
+        (path / "half").write_bytes(b"1")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_arrays", full)
-    with pytest.raises(checkpoint.CheckpointError, match="No space left on device; make room"):
-        checkpoint.save(saved, make_state(), step=4)
-    assert checkpoint.latest(saved) == 3
+    usage = shutil.disk_usage(saved)._replace(free=2**20)
+    for owner, name, fake in (
+        (checkpoint, "_write_arrays", full),
+        (shutil, "disk_usage", lambda path: usage),  # found before Orbax writes
+    ):
+        with monkeypatch.context() as patch, pytest.raises(checkpoint.CheckpointError) as error:
+            patch.setattr(owner, name, fake)
+            checkpoint.save(saved, make_state(), step=4)
+        assert "No space left on device" in str(error.value) and "make room" in str(error.value)
+        assert [path.name for path in saved.iterdir()] == ["3"]
     assert_same_bits(checkpoint.restore(saved, make_state()), make_state())
 
 

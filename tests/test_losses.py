@@ -121,6 +121,11 @@ def test_gradient_at_distance_zero_is_finite():
         (lambda value: (jnp.stack([value, value]), {}), r"found value \[2\]; use losses.masked"),
         (lambda value: (value, {"pull": jnp.zeros(3)}), r"found pull \[3\]"),
         (lambda value: (value, {"loss": value}), "found a metric 'loss'"),
+        (lambda value: (value, {"pull": None}), "found pull as a NoneType"),
+        (lambda value: (value, {"pull": {"a": value}}), "found pull as a dict"),
+        (lambda value: (value, {"pull": "high"}), "found pull as a str"),
+        (lambda value: (value, {3: value}), "found a metric called 3"),
+        (lambda value: (None, {}), "found value as a NoneType"),
     ],
 )
 def test_a_loss_that_returns_something_else_is_refused_by_name(found, words):

@@ -1,5 +1,6 @@
 """The training loop, streams of rows, and the seed example."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from deepclust_jax import BROKEN_JAX, check_jax_version, stream, train
-from deepclust_jax.algorithms import autoencoder
+from deepclust_jax.algorithms import autoencoder, dcn, dkm
 from deepclust_jax.clustering import kmeans
 
 KEY = jax.random.key(0)
@@ -42,18 +43,32 @@ def test_every_row_once_per_epoch():
 
 
 def test_refresh_comes_first_in_its_epochs():
-    def algorithm_with(calls):
-        base = autoencoder.build(CONFIG, (4,))
+    base = autoencoder.build(CONFIG, (4,))
 
-        def refresh(key, state, x):
-            return state.replace(centroids=state.centroids + 1.0)
+    def init(key, batch):
+        state = base.init(key, batch)
+        return state.replace(centroids=jnp.zeros_like(state.centroids))
 
-        return base._replace(refresh=refresh), calls
+    def refresh(key, state, x):
+        return state.replace(centroids=state.centroids + 1.0)
 
+    algorithm = base._replace(init=init, refresh=refresh)
     for every, expected in ((0, 0), (1, 5), (2, 3), (5, 1)):
-        algorithm, _ = algorithm_with([])
         found = train.fit(KEY, algorithm, rows(), epochs=5, refresh_every=every)
         assert float(found.state.centroids[0, 0]) == expected
+
+
+def test_a_method_that_starts_from_an_autoencoder_without_its_k_means_stops():
+    """Trap: centroids of zeros, towards which the code would collapse without a word."""
+    for metric in ("euclidean", "adaptive"):
+        first = autoencoder.build(dataclasses.replace(CONFIG, metric=metric), (4,))
+        without = train.fit(KEY, first, rows(), epochs=1, refresh_every=0).state
+        for module in (dcn, dkm):
+            own = module.Config(n_clusters=3, embed_dim=2, hidden=(8,))
+            joint = module.build(own, (4,))
+            start = module.warm_start(train.init(KEY, joint, rows()), without)
+            with pytest.raises(train.Diverged, match="after its refresh"):
+                train.fit(KEY, joint, rows(), epochs=1, state=start)
 
 
 def test_state_given_is_kept():

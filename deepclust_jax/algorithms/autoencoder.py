@@ -130,9 +130,9 @@ def build(
 
     def init(key: Key, batch: Batch) -> State:
         params = init_params(key, batch.x, nets)
-        # Before the first k-means they are not numbers: a method that starts from a state without
-        # one stops at once, where zeros would train.
-        centroids = jnp.full((config.n_clusters, config.embed_dim), jnp.nan)
+        # Infinite before the first k-means: a method that starts from a state without one stops
+        # at once, where zeros would train.
+        centroids = jnp.full((config.n_clusters, config.embed_dim), jnp.inf)
         view = adaptive.unfitted(centroids) if config.metric == "adaptive" else None
         return State(jnp.int32(0), params, tx.init(params), centroids, view)
 

@@ -148,7 +148,8 @@ def build(
         (value, metrics), grads = losses.value_and_grad(loss)(
             state.params, state, batch, loss_key, nets=nets, config=config
         )
-        metrics |= monitor(state.params, state, batch, nets=nets, config=config)
+        # A metric of the loss comes before a sign of the same name.
+        metrics = monitor(state.params, state, batch, nets=nets, config=config) | metrics
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
