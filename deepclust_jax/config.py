@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -310,6 +310,10 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         ConfigError: an option is out of range, or the method does not have it.
     """
     method = options.method.method
+    for name in ("method", "profile"):
+        found, known = getattr(options.method, name), _choices(Method, name)
+        if found not in known:
+            raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
     defaults = PROFILES[options.method.profile][method]
     if options.training.pretrain_epochs == 0:
         defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
@@ -331,6 +335,10 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         options = dataclasses.replace(options, run=run)
     _check_ranges(options)
     return options
+
+
+def _choices(group: type, name: str) -> tuple[str, ...]:
+    return get_args(get_type_hints(group)[name])
 
 
 def _filled(options, group, name, defaults, method, groups) -> dict[str, Any]:

@@ -16,6 +16,11 @@ from deepclust_jax.types import Array
 
 def masked_mean(per_example: Array, mask: Array) -> Array:
     """Mean over the rows that count. [b], [b] of 0/1 -> []; 0 where no row counts."""
+    if per_example.shape != mask.shape:
+        raise ValueError(
+            f"expected one number for each row of the mask {list(mask.shape)}, found shape "
+            f"{list(per_example.shape)}; sum over the features first"
+        )
     # `where`, not a product: padding that overflows would give 0 * inf = nan.
     kept = jnp.where(mask > 0, per_example * mask, 0.0)
     return jnp.sum(kept) / jnp.maximum(jnp.sum(mask), 1.0)
@@ -85,7 +90,7 @@ def value_and_grad(loss: Callable[..., tuple[Array, dict[str, Array]]]) -> Calla
         found = loss(*args, **static)
         wanted = "expected a loss to return (value [], dict of metrics [])"
         if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
-            raise TypeError(f"{wanted}, found {_kind(found)}; add {{}} where there are none")
+            raise TypeError(f"{wanted}, found {_kind(found)}; return both, {{}} for no metrics")
         for name, value in (("value", found[0]), *found[1].items()):
             if not isinstance(name, str):
                 raise TypeError(f"{wanted}, found a metric called {name!r}; give it a name")

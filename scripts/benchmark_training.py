@@ -150,7 +150,9 @@ def table() -> str:
         "",
         f"{result['rows']:,} rows × {result['features']}, batch {BATCH}, Adam, float32 but for the "
         f"bfloat16 row, {result['environment']['cores']} CPU cores; jax {versions['jax']}, torch "
-        f"{peers['torch']}, clustpy {peers['clustpy']}. `{result['command']}`",
+        f"{peers['torch']}, clustpy {peers['clustpy']}. limit: the products of the training and "
+        "nothing else, at the rate of one large product; no float32 training can be faster here. "
+        f"`{result['command']}`",
         "",
         f"Peak memory of `{result['memory']['command']}`: "
         f"{result['memory']['peak_bytes'] / 1e9:.1f} GB.",

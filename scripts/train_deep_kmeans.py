@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -73,10 +74,13 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
             print(f"damaged checkpoint removed: {dropped}; going on from what is sound")
     done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
     resume = done if options.run.resume else None
+    log_file = logs.open_log(folder, resume=resume)
     try:
-        with logs.open_log(folder, resume=resume) as log, progress() as report_epoch:
+        with noted_stop() as stopped, log_file as log, progress() as report_epoch:
 
             def on_epoch(phase, epoch, epochs, metrics):
+                if stopped:
+                    raise KeyboardInterrupt
                 log.epoch(phase, epoch - 1, metrics)
                 report_epoch(phase, epoch, epochs, metrics)
 
@@ -119,7 +123,26 @@ def with_clusters(options: config.Options, dataset) -> config.Options:
             f"expected 2 <= --n-clusters <= {n} (the rows), found {k}; "
             "give fewer clusters or more rows"
         )
+    distinct = count_distinct(dataset.x, k)
+    if distinct < k:
+        raise config.ConfigError(
+            f"expected --n-clusters <= {distinct} (the distinct rows), found {k}; "
+            "give fewer clusters"
+        )
     return dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=k))
+
+
+def count_distinct(x, enough: int) -> int:
+    """How many distinct rows x [n, ...] has; no more are looked for once there are enough."""
+    import numpy as np
+
+    seen: set[bytes] = set()
+    for start in range(0, x.shape[0], 4096):
+        rows = np.asarray(x[start : start + 4096]) + 0.0  # -0 is 0
+        seen.update(row.tobytes() for row in rows)
+        if len(seen) >= enough:
+            break
+    return len(seen)
 
 
 def is_run(folder: Path) -> bool:
@@ -229,6 +252,25 @@ def start_jax(options: config.Options) -> None:
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def noted_stop():
+    """Ctrl-C as ever, and a list in which it is noted.
+
+    JAX runs code of its own when Python collects garbage, and an exception there goes nowhere.
+    """
+    seen: list[int] = []
+
+    def note(number, frame):
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def status(text: str):

@@ -381,3 +381,12 @@ def test_final_losses_are_those_of_the_last_epoch_of_the_last_phase(tmp_path):
 
 def test_peak_memory_is_in_bytes():
     assert 2**24 < run_directory.peak_memory() < 2**40
+
+
+def test_unknown_methods_from_python_are_named():
+    for given, words in (
+        ({"method": "dnc"}, "expected --method autoencoder, dcn, dkm, found 'dnc'"),
+        ({"profile": "quick"}, "expected --profile practical, paper, found 'quick'"),
+    ):
+        with pytest.raises(config.ConfigError, match=words):
+            config.resolve(config.Options(method=config.Method(**given)), 100)

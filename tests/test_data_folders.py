@@ -50,6 +50,19 @@ def test_folder_of_pictures(tmp_path):
     assert labels is None and grey.kind == "image"
 
 
+def test_pictures_for_a_table_of_other_numbers(tmp_path):
+    """Trap: flattened pictures fit a table of as many columns, and are scaled by its means."""
+    for i, pixels in enumerate(PICTURES):
+        save_picture(tmp_path / "pictures" / f"{i}.png", pixels)
+    for name, rows in (("table", RNG.normal(size=(9, 60))), ("bytes", PICTURES.reshape(6, -1))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    of = {name: data.load(tmp_path / f"{name}.npy")[0].preprocessing for name in ("table", "bytes")}
+    pictures = tmp_path / "pictures"
+    fails("expects a table, found pictures", pictures, kind="tabular", preprocessing=of["table"])
+    same, _ = data.load(pictures, kind="tabular", preprocessing=of["bytes"])
+    assert same.x.shape == (6, 60)
+
+
 def test_folders_that_do_not_fit(tmp_path):
     folder = tmp_path / "pictures"
     save_picture(folder / "a.png", PICTURES[0])

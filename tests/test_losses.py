@@ -41,6 +41,12 @@ def test_masked_mean_ignores_padding_even_where_it_overflows():
     assert losses.masked_mean(values, jnp.zeros(3)) == 0.0
 
 
+def test_masked_mean_refuses_what_is_not_summed_over_features():
+    """Trap: as many features as rows, and the mask silently falls on the features."""
+    with pytest.raises(ValueError, match=r"found shape \[3, 3\]; sum over the features first"):
+        losses.masked_mean(jnp.ones((3, 3)), jnp.ones(3))
+
+
 def test_total_variance_of_the_rows_that_count():
     x = jnp.array([[[0.0], [2.0]], [[4.0], [2.0]], [[9.0], [9.0]]])
     np.testing.assert_allclose(losses.total_variance(x, jnp.array([1.0, 1.0, 0.0])), 4.0)
@@ -114,7 +120,7 @@ def test_gradient_at_distance_zero_is_finite():
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (lambda value: value, "found an array; add {} where there are none"),
+        (lambda value: value, "found an array; return both, {} for no metrics"),
         (lambda value: (value, value), r"found \(an array, an array\)"),
         (lambda value: (value, {}, {}), r"found \(an array, a dict, a dict\)"),
         (lambda value: None, "found a NoneType"),

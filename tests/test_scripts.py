@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,26 @@ def test_an_interrupted_run_goes_on_to_the_same_result(base, tmp_path, monkeypat
     assert (out / "metrics.csv").read_text() == (base.folder / "metrics.csv").read_text()
 
 
+def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(tmp_path, monkeypatch):
+    """Trap: Ctrl-C within the garbage collection of JAX, which swallows it."""
+    seen = []
+
+    @contextlib.contextmanager
+    def progress():
+        def report_epoch(*now):
+            seen.append(now[:2])
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield report_epoch
+
+    monkeypatch.setattr(TRAIN, "progress", progress)
+    before = signal.getsignal(signal.SIGINT)
+    assert call(TRAIN, *TINY, "--out", tmp_path / "out").code == 130
+    assert seen == [("pretrain", 1)]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -466,6 +487,7 @@ BAD = {
     "inf": (save("a.npy", with_value(np.inf)), "row 7, column 2"),
     "too few rows": (save("a.npy", ROWS[:2]), "--n-clusters <= 2"),
     "equal rows": (save("a.npy", np.ones((10, 4))), "all 10 rows are equal"),
+    "few distinct rows": (save("a.npy", ROWS[[0, 1, 0, 1, 1]]), "<= 2 (the distinct rows)"),
     "no rows": (save("a.npy", np.zeros((0, 4))), "at least one row"),
     "empty file": (write("a.csv", ""), "0 bytes"),
 }

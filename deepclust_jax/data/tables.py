@@ -174,10 +174,13 @@ def _explain_cell(path, separator, header, features, columns) -> None:
     for i, row in enumerate(_csv_rows(path, separator, columns, header)):
         for j in features if i >= header else []:
             if not _is_number(row[j]):
-                found = repr(_short(row[j], 40)) if row[j].strip() else "an empty cell"
+                found, advice = "an empty cell", "fill it, or drop the row or the column"
+                if row[j].strip():
+                    found = repr(_short(row[j], 40))
+                    advice = "drop the column, or name it by --labels"
                 raise DataError(
                     f"{path}: column {columns[j]!r}, row {i - header} (counted from 0): expected a "
-                    f"number, found {found}; drop the column, or name it by --labels"
+                    f"number, found {found}; {advice}"
                 )
 
 
