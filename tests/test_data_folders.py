@@ -58,7 +58,12 @@ def test_pictures_for_a_table_of_other_numbers(tmp_path):
         np.save(tmp_path / f"{name}.npy", rows)
     of = {name: data.load(tmp_path / f"{name}.npy")[0].preprocessing for name in ("table", "bytes")}
     pictures = tmp_path / "pictures"
-    fails("expects a table, found pictures", pictures, kind="tabular", preprocessing=of["table"])
+    fails(
+        "expects tabular data, found image data",
+        pictures,
+        kind="tabular",
+        preprocessing=of["table"],
+    )
     same, _ = data.load(pictures, kind="tabular", preprocessing=of["bytes"])
     assert same.x.shape == (6, 60)
 

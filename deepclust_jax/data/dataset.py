@@ -118,8 +118,8 @@ def _refuse_pictures(preprocessing, raw: arrays.Raw, name: str) -> None:
         return
     if raw.ndim > 2 and raw.dtype == np.uint8 and not preprocessing.settings["bytes"]:
         raise DataError(
-            f"the stored preprocessing expects a table, found pictures in {name}; give rows like "
-            "those it was fitted on"
+            f"the stored preprocessing expects tabular data, found image data in {name}; give rows "
+            "like those it was fitted on"
         )
 
 
