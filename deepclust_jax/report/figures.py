@@ -77,7 +77,8 @@ def cluster_sizes(path: str | os.PathLike, sizes: np.ndarray) -> None:
         axes.bar_label(bars, fontsize=8, padding=2, bbox=box)
         axes.set_xticks(np.arange(k))
     axes.axhline(sizes.mean(), color="0.3", lw=1, ls="--", zorder=0, label="even split")
-    axes.legend(loc="lower right", fontsize=8)
+    # Above the axes: bars fill what is inside.
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
     axes.set(xlabel="cluster", ylabel="rows", xlim=(-0.6, k - 0.4))
     axes.set_ylim(0, 1.12 * max(sizes.max(), 1))
     axes.spines[["top", "right"]].set_visible(False)
