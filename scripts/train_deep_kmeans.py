@@ -20,6 +20,14 @@ from deepclust_jax import config
 
 CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows; last to be written
 
+# All that a run leaves in its directory, and so all that --overwrite may delete.
+OF_A_RUN = {
+    CHECKSUM, "config.json", "checkpoint", "tensorboard", "metrics.csv",
+    "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
+    "preprocessing.json", "preprocessing.npz", "cluster_sizes.png", "confusion.png",
+    "embedding_map.png", "samples.png", "samples.md", "training.png",
+}  # fmt: skip
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
@@ -177,6 +185,12 @@ def check_folder(options: config.Options) -> None:
         if not (options.run.resume or options.run.overwrite):
             raise config.ConfigError(
                 f"--out {out} holds another run; add --resume or --overwrite, or choose another"
+            )
+        others = sorted({path.name.removesuffix(".tmp") for path in out.iterdir()} - OF_A_RUN)
+        if options.run.overwrite and others:
+            raise config.ConfigError(
+                f"--overwrite would delete {out / others[0]}, which is not of the run; move it or "
+                "choose another --out"
             )
     parent = nearest_folder(out)
     if not os.access(parent, os.W_OK):

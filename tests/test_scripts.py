@@ -224,11 +224,20 @@ def test_its_config_repeats_a_run_bit_for_bit_and_overwrite_replaces_one(base, t
     out = tmp_path / "again"
     out.mkdir()
     shutil.copy(base.folder / "config.json", out)
-    (out / "stale.npy").write_text("of the run that was here")
+    (out / "labels.csv").write_text("of the run that was here")
     done(TRAIN, "--config", base.folder / "config.json", "--out", out, "--overwrite")
     assert results(out) == results(base.folder)
     assert (out / "config.json").read_text() == (base.folder / "config.json").read_text()
-    assert not (out / "stale.npy").exists()
+    assert not (out / "labels.csv").exists()
+
+
+def test_overwrite_deletes_no_file_of_the_user(base, tmp_path):
+    assert {path.name for path in base.folder.iterdir()} <= TRAIN.OF_A_RUN
+    shutil.copytree(base.folder, tmp_path / "run")
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    before = contents(tmp_path)
+    assert "notes.md" in refused(TRAIN, *TINY, "--out", tmp_path / "run", "--overwrite")
+    assert contents(tmp_path) == before
 
 
 def test_another_run_is_left_alone_without_resume_or_overwrite(base):
@@ -594,6 +603,7 @@ def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):
         table = list(csv.DictReader(file))
     expected = data.row_files(tmp_path / "pictures", limit=30)
     assert tuple(row["file"] for row in table) == expected
+    assert {path.name for path in out.iterdir()} <= TRAIN.OF_A_RUN
     assert [int(row["cluster"]) for row in table] == np.load(out / "labels.npy").tolist()
 
 

@@ -60,7 +60,8 @@ def load(
     if preprocessing is not None and found.names and preprocessing.columns:
         ordered = tables.in_order(found.raw, found.names, preprocessing.columns, name)
         found = found._replace(raw=ordered, names=preprocessing.columns)
-    _refuse_pictures(preprocessing, found.raw, name)
+    if preprocessing is not None:
+        prep.check_pictures(preprocessing, found.raw)  # before a table's rows are flattened
     raw = as_kind(found.raw, kind or (entry.kind if entry else None), name)
     arrays.check(raw, name, fitting=preprocessing is None)
     label_file = None if found.from_column else labels
@@ -110,17 +111,6 @@ def _check_arguments(kind, scaling, preprocessing, limit) -> None:
         raise DataError("give either scaling or a stored preprocessing, which has its own scaling")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit is the number of rows to keep, at least 1, found {limit!r}")
-
-
-def _refuse_pictures(preprocessing, raw: arrays.Raw, name: str) -> None:
-    """Raise DataError for pictures where a table of other numbers was prepared."""
-    if preprocessing is None or preprocessing.kind != "tabular" or not isinstance(raw, np.ndarray):
-        return
-    if raw.ndim > 2 and raw.dtype == np.uint8 and not preprocessing.settings["bytes"]:
-        raise DataError(
-            f"the stored preprocessing expects tabular data, found image data in {name}; give rows "
-            "like those it was fitted on"
-        )
 
 
 def _entry(source: str | Path) -> named.Named | None:

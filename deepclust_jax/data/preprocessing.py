@@ -125,11 +125,24 @@ def check_fits(p: Preprocessing, raw: arrays.Raw, kind: str | None = None) -> No
             f"the stored preprocessing expects {p.kind} rows of shape {expected}, "
             f"found {raw.shape[1:]}"
         )
-    if p.kind == "image" and p.settings["bytes"] != (raw.dtype == np.uint8):
+    check_pictures(p, raw)
+
+
+def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
+    """Raise DataError for pictures of another type of numbers, or where `p` has other tables."""
+    if not isinstance(raw, np.ndarray) or raw.ndim < 3:
+        return
+    are_bytes = raw.dtype == np.uint8
+    if p.kind == "image" and p.settings["bytes"] != are_bytes:
         wanted = "uint8" if p.settings["bytes"] else "other than uint8"
         raise DataError(
             f"the stored preprocessing was fitted on {wanted} pictures, found {raw.dtype}, "
             "which would be scaled wrongly; convert them first"
+        )
+    if p.kind == "tabular" and are_bytes and not p.settings["bytes"]:
+        raise DataError(
+            "the stored preprocessing expects tabular data, found image data; give rows like those "
+            "it was fitted on"
         )
 
 
