@@ -7,7 +7,7 @@ import pytest
 from sklearn import cluster, datasets
 
 from deepclust_jax import metrics
-from deepclust_jax.clustering import kmeans, seeding
+from deepclust_jax.clustering import kmeans, lloyd, seeding
 
 KEY = jax.random.key(0)
 
@@ -259,20 +259,84 @@ def test_rows_without_weight_do_not_count():
     assert np.abs(seeds).max() < 100
 
 
-def test_blocks_change_nothing(monkeypatch):
+PLANS = [
+    lloyd.Plan("features", 3000, "scatter", "all"),
+    lloyd.Plan("rows", 3000, "scatter", "moved"),
+    lloyd.Plan("rows", 3000, "product", "all"),
+    lloyd.Plan("blocks", 700, "scatter", "moved"),
+    lloyd.Plan("blocks", 700, "product", "all"),
+    lloyd.Plan("blocks", 1000, "scatter", "all"),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "-".join(map(str, plan)))
+def test_every_plan_gives_the_same(monkeypatch, plan):
     x = rows(6, n=3000)
-    whole = kmeans.fit(KEY, x, 7, init=x[:7])
-    blocks = kmeans.blocked(jnp.asarray(x), 5000)
-    assert blocks.shape[0] > 1 and blocks.shape[0] * blocks.shape[1] >= 3000
-    np.testing.assert_array_equal(blocks.reshape(-1, 5)[:3000], x)
-    small = lambda v, k, shape=None: original(v, 2**20 // 256, shape)  # noqa: E731
-    original = kmeans.blocked
-    monkeypatch.setattr(kmeans, "blocked", small)
-    jax.clear_caches()
-    blocked = kmeans.fit(KEY, x, 7, init=x[:7])
-    jax.clear_caches()
-    np.testing.assert_array_equal(whole.labels, blocked.labels)
-    np.testing.assert_allclose(whole.inertia, blocked.inertia, rtol=1e-5)
+    theirs = cluster.KMeans(7, init=x[:7].astype(np.float64), n_init=1, tol=0).fit(
+        x.astype(np.float64)
+    )
+    monkeypatch.setattr(lloyd, "plan", lambda *shape, weighted: plan)
+    found = kmeans.fit(KEY, x, 7, init=x[:7], tol=0.0)
+    np.testing.assert_array_equal(found.labels, theirs.labels_)
+    np.testing.assert_allclose(found.inertia, theirs.inertia_, rtol=1e-6)
+    assert bool(found.converged) and int(found.n_iter) == theirs.n_iter_
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "-".join(map(str, plan)))
+def test_sums_of_many_rows(plan):
+    """Trap: row after row added to one float32 loses a digit for every hundredfold of rows."""
+    x = np.random.default_rng(0).uniform(size=(200_000, 4)).astype(np.float32)
+    labels = jnp.asarray(np.arange(200_000) % 3, jnp.int32)
+    ready = lloyd.prepare(plan, jnp.asarray(x), jnp.ones(len(x)))
+    sums = [jax.jit(lloyd.all_totals, static_argnums=(0, 3))(plan, ready, labels, 3)]
+    if plan.update == "moved":
+        zeros = lloyd.Totals(jnp.zeros((3, 4)), jnp.zeros(3))
+        sums.append(jax.jit(lloyd._moved)(ready.x, zeros, labels, jnp.full(len(x), -1)))
+    for found in sums:
+        true = np.stack([x[i::3].sum(0, dtype=np.float64) for i in range(3)])
+        np.testing.assert_allclose(found.sums, true, rtol=1e-6)
+        np.testing.assert_array_equal(found.counts, [66_667, 66_667, 66_666])
+
+
+def test_rows_that_moved_leave_nothing_behind():
+    """A heavy cluster that loses all rows but one: float32 sums that only gave rows away would be
+    rounding noise. Labels must be those of the exact means."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(5000, 40)) + 1e3, rng.normal(size=(1, 40))])
+    x = x.astype(np.float32)
+    first = np.stack([x[-1] + 480, x[0] + 5e3]).astype(np.float32)  # all to the first, then split
+    plan = lloyd.Plan("rows", len(x), "scatter", "moved")
+    start = jnp.asarray(first)
+    ready = lloyd.prepare(plan, jnp.asarray(x), jnp.ones(len(x)))
+    active = jnp.ones(2, bool)
+    found = jax.jit(lloyd.descend, static_argnums=0)(plan, ready, start, active, 50, 0.0)
+    exact = np.stack([x[np.asarray(found.labels) == j].mean(0, dtype=np.float64) for j in (0, 1)])
+    np.testing.assert_allclose(found.centroids, exact, rtol=5e-6, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(found.labels), nearest(x, exact).argmin(1))
+
+
+def test_light_rows_beside_heavy_ones():
+    """Trap: sums that are corrected by moved rows lose clusters of small weight."""
+    x = np.concatenate([rows(0, n=2000, d=8), 40 + rows(1, n=300, d=8)])
+    weights = np.r_[np.full(2000, 1e6), np.full(300, 1e-3)].astype(np.float32)
+    first = x[[0, 1, 2, 3, 2000, 2100]]
+    found = kmeans.fit(KEY, x, 6, init=first, weights=weights, tol=0.0)
+    theirs = cluster.KMeans(6, init=first.astype(np.float64), n_init=1, tol=0)
+    theirs = theirs.fit(x.astype(np.float64), sample_weight=weights.astype(np.float64))
+    np.testing.assert_array_equal(found.labels, theirs.labels_)
+    np.testing.assert_allclose(found.centroids, theirs.cluster_centers_, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n, d, k", [(1_000_000, 64, 256), (200_000, 128, 1024), (70_000, 784, 10)])
+def test_memory_of_a_fit(n, d, k):
+    """64 MB and two labels for each row beside the rows themselves, restarts or not."""
+    x = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    first = jax.ShapeDtypeStruct((k, d), jnp.float32)
+    args = KEY, x, k, first, 300, 1e-4, None, None, jnp.float32(1)
+    plan = lloyd.plan(n, d, k)
+    static = dict(init="given", n_init=1, plan=plan, as_it_is=True)
+    memory = kmeans._fit.lower(*args, **static).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 64 * 2**20 + 2 * 4 * n
 
 
 def test_never_holds_the_distance_matrix():

@@ -24,10 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax.clustering import kmeans
+from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array, Key
 
-_EXACT = jax.lax.Precision.HIGHEST
 _RIDGE = 1e-3  # share of the mean variance: directions in which rows hardly differ are not blown up
 
 
@@ -80,6 +79,7 @@ def fit(key: Key, x: Array, n_clusters: int, *, n_init: int = 10, max_iter: int 
         ValueError: as `kmeans.fit`.
     """
     kmeans.check(x, n_clusters, "k-means++", n_init, max_iter, None, None)
+    kmeans.check_finite("x", x)
     if not isinstance(x, np.ndarray):
         return _fit(key, kmeans.narrow(x, np.float32(0)), n_clusters, n_init, max_iter)
     offset = np.mean(x, axis=0, dtype=np.float64)
@@ -93,9 +93,15 @@ def fit(key: Key, x: Array, n_clusters: int, *, n_init: int = 10, max_iter: int 
 
 def assign(view: View, x: Array) -> Array:
     """Nearest centroid of each row under the view. [n, d] -> [n] int32."""
-    factor = _factor(view.precision)
-    rows = jnp.dot(_seen(x, view.mean, view.whitening), factor, precision=_EXACT)
-    return kmeans.assign(rows, jnp.dot(view.centroids, factor, precision=_EXACT))[0]
+    seen = _seen(x, view.mean, view.whitening)
+    plan = lloyd.plan(*seen.shape, view.centroids.shape[0])
+    return _nearest(plan, lloyd.prepare(plan, seen, seen[:, 0]), view.centroids, view.precision)
+
+
+def _nearest(plan, rows, centroids, precision):
+    """Nearest centroid by Mahalanobis distance, less what all of a row's distances share."""
+    directions = jnp.dot(centroids, precision, precision=lloyd.EXACT)
+    return lloyd.nearest(plan, rows, directions, jnp.sum(centroids * directions, axis=-1))
 
 
 def linear(view: View) -> Array:
@@ -103,7 +109,7 @@ def linear(view: View) -> Array:
 
     Near the mean of the rows; far from it the view draws them into a ball.
     """
-    matrix = jnp.dot(view.whitening, _factor(view.precision), precision=_EXACT)
+    matrix = jnp.dot(view.whitening, _factor(view.precision), precision=lloyd.EXACT)
     return matrix / jnp.exp(jnp.linalg.slogdet(matrix)[1] / matrix.shape[0])
 
 
@@ -116,34 +122,31 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
     seen = _seen(x, mean, whitening)
     offset = jnp.mean(seen, axis=0)
     rows = seen - offset[None, :]
-    total = jnp.dot(rows.T, rows, precision=_EXACT) / n
+    total = jnp.dot(rows.T, rows, precision=lloyd.EXACT) / n
     ridge = jnp.eye(d) * (_RIDGE * jnp.trace(total) / d + 1e-12)
     entries = d * (d + 1) / 2
     shrinkage = entries / (n + entries)
-    block_weights = kmeans.blocked(jnp.ones(n), None, kmeans.blocked(rows, n_clusters).shape[:2])
-    every = jnp.ones(n_clusters, bool)
+    plan = lloyd.plan(n, d, n_clusters)
+    ready = lloyd.prepare(plan, rows, jnp.ones(n))
 
     def step(carry):
         old_labels, old, precision, n_iter, _, _ = carry
-        factor = _factor(precision)
-        back = jax.scipy.linalg.solve_triangular(factor, jnp.eye(d), lower=True)
-        blocks = kmeans.blocked(jnp.dot(rows, factor, precision=_EXACT), n_clusters)
-        centroids = jnp.dot(old, factor, precision=_EXACT)
-        labels, sums, counts = kmeans.accumulate(blocks, centroids, block_weights, every)
-        means = jnp.dot(sums, back, precision=_EXACT) / jnp.maximum(counts, 1.0)[:, None]
+        labels = _nearest(plan, ready, old, precision)
+        sums, counts = lloyd.all_totals(plan, ready, labels, n_clusters)
+        means = sums / jnp.maximum(counts, 1.0)[:, None]
         means = jnp.where(counts[:, None] > 0, means, old)  # without rows it stays
-        between = jnp.dot(means.T * counts[None, :], means, precision=_EXACT) / n
+        between = jnp.dot(means.T * counts[None, :], means, precision=lloyd.EXACT) / n
         scatter = (1.0 - shrinkage) * (total - between) + shrinkage * total + ridge
-        same = (labels == old_labels).reshape(-1)[:n]  # padding may waver
-        return labels, means, _inverse(scatter), n_iter + 1, jnp.all(same), scatter
+        same = jnp.all(labels == old_labels)
+        return labels, means, _inverse(scatter), n_iter + 1, same, scatter
 
     def run(one):
         key, turn = one
         begin = jnp.where(turn == 0, x - mean[None, :], rows)
         labels = kmeans.fit(key, begin, n_clusters, n_init=1, max_iter=30).labels
-        counts, sums = kmeans.sums_by_label(rows, labels, n_clusters)
+        sums, counts = lloyd.all_totals(plan, ready, labels, n_clusters)
         start = sums / jnp.maximum(counts, 1.0)[:, None]
-        none = jnp.full(block_weights.shape, -1, jnp.int32)
+        none = jnp.full(n, -1, jnp.int32)
         carry = (none, start, jnp.eye(d), jnp.int32(0), jnp.bool_(False), total + ridge)
         carry = jax.lax.while_loop(lambda c: ~c[4] & (c[3] < max_iter), step, carry)
         _, means, precision, n_iter, _, scatter = carry
@@ -156,7 +159,7 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
     best = jnp.argmin(jnp.where(jnp.isnan(criterion), jnp.inf, criterion))
     view = View(mean, whitening, precision[best], means[best] + offset[None, :])
     labels = assign(view, x)
-    counts, sums = kmeans.sums_by_label(x - mean[None, :], labels, n_clusters)
+    sums, counts = lloyd.totals(plan, x - mean[None, :], jnp.ones(n), labels, n_clusters)
     # A cluster without rows has no mean; that of all rows stands in for it.
     centroids = sums / jnp.maximum(counts, 1.0)[:, None] + mean[None, :]
     return Adaptive(view, centroids, labels, criterion[best], n_iter[best])
@@ -164,7 +167,7 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
 
 def _seen(x, mean, whitening):
     """Whitened rows, drawn into a ball."""
-    y = jnp.dot(x - mean[None, :], whitening, precision=_EXACT)
+    y = jnp.dot(x - mean[None, :], whitening, precision=lloyd.EXACT)
     return y / jnp.sqrt(1.0 + jnp.mean(y**2, axis=-1, keepdims=True))
 
 
@@ -181,13 +184,16 @@ def _whitening(centred):
     # smaller ones falls to that of the largest, or else rounding would be larger than all else in
     # `linear` where the code has dead directions.
     for floor, least in ((1e-6, 1.0), (1e-4, 1e-5)):
-        covariance = jnp.dot(y.T, y, precision=_EXACT) / y.shape[0]
+        covariance = jnp.dot(y.T, y, precision=lloyd.EXACT) / y.shape[0]
         variances, axes = jnp.linalg.eigh(covariance)
         floor = jnp.maximum(floor * variances[-1], jnp.finfo(y.dtype).tiny)
         falling = jnp.clip((variances / floor) ** 3, least, 1.0)
         spread = jnp.sqrt(jnp.maximum(variances, floor))[None, :] / falling[None, :]
-        part = jnp.dot(axes / spread, axes.T, precision=_EXACT)
-        y, whole = jnp.dot(y, part, precision=_EXACT), jnp.dot(whole, part, precision=_EXACT)
+        part = jnp.dot(axes / spread, axes.T, precision=lloyd.EXACT)
+        y, whole = (
+            jnp.dot(y, part, precision=lloyd.EXACT),
+            jnp.dot(whole, part, precision=lloyd.EXACT),
+        )
     return whole / scale
 
 
