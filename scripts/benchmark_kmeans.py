@@ -1,0 +1,430 @@
+"""k-means beside its peers, in one run: time per iteration, of whole calls, of seeding; memory.
+
+    pip install -e ".[bench]"
+    python scripts/benchmark_kmeans.py                # all workloads, in rounds; half an hour
+    python scripts/benchmark_kmeans.py --quick        # small rows, one round: does it all run?
+    python scripts/benchmark_kmeans.py --table        # rewrites the table in README.md
+
+Every contender runs in a process of its own, with all cores and its best settings, from the same
+first centroids and for the same iterations, one after another in rounds, so that a drift of the
+machine meets all of them. Milliseconds per iteration are slopes between a short and a long run:
+copies, compilation and the last assignment are outside. Calls are timed whole, from NumPy rows to
+labels, at the second call; compilation is what the first one took longer. `extra` is the most
+memory beyond the rows themselves.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULT = Path(__file__).parent.parent / "results" / "kmeans_speed.json"
+OURS = ("jax",)
+PEERS = ("scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Rows, clusters and what is timed."""
+
+    rows: str
+    n: int
+    d: int
+    k: int
+    task: str  # iterations, call or seeding
+    iterations: tuple[int, int] = (0, 0)  # of the short run and of the long one
+    restarts: int = 1
+
+
+WORKLOADS = {
+    "a": Workload("mnist", 70_000, 784, 10, "iterations", (5, 25)),
+    "usps": Workload("usps", 9_298, 256, 10, "iterations", (5, 25)),
+    "b": Workload("blobs", 1_000_000, 10, 10, "iterations", (5, 25)),
+    "c": Workload("blobs", 1_000_000, 64, 256, "iterations", (2, 8)),
+    "d": Workload("blobs", 200_000, 128, 1024, "iterations", (2, 8)),
+    "e": Workload("codes", 70_000, 10, 10, "call", (30, 30), 10),
+    "b, seeding": Workload("blobs", 1_000_000, 10, 10, "seeding"),
+    "c, seeding": Workload("blobs", 1_000_000, 64, 256, "seeding"),
+    "d, seeding": Workload("blobs", 200_000, 128, 1024, "seeding"),
+}
+TASKS = {
+    "iterations": ("ms per iteration", PEERS),
+    "call": ("ms", ("scikit-learn", "scikit-learn-intelex", "faiss")),
+    "seeding": ("ms", ("scikit-learn",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compare k-means with its peers, or write the table."""
+
+    workloads: tuple[str, ...] = tuple(WORKLOADS)
+    """Of which: a, usps, b, c, d, e and the seedings."""
+
+    rounds: int = 5
+    """Times that every contender runs."""
+
+    peer_python: str = sys.executable
+    """Python with the peers: pip install -e ".[bench]"."""
+
+    quick: bool = False
+    """Small rows and one round, and nothing written: a test that all of it runs."""
+
+    table: bool = False
+    """Measure nothing; rewrite the table in README.md from results/."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script, or in a child process one contender."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--contender"]:
+        name, file, workload = args[1:4]
+        print(json.dumps(contend(name, Path(file), Workload(**json.loads(workload)))))
+        return 0
+    import tyro
+
+    options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    unknown = [name for name in options.workloads if name not in WORKLOADS]
+    if unknown:
+        print(f"error: expected workloads of {', '.join(WORKLOADS)}; found {unknown[0]}")
+        return 2
+    if options.table:
+        import reproduce
+
+        reproduce.rewrite("kmeans", table(json.loads(RESULT.read_text())))
+        return 0
+    result = measure(options)
+    print(table(result))
+    return 0
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Run all contenders in rounds; the result file is written after every workload."""
+    import numpy as np
+
+    from deepclust_jax.report import environment, scores
+
+    result: dict[str, Any] = {"workloads": {}}
+    if RESULT.is_file() and not options.quick:
+        result = json.loads(RESULT.read_text())
+    result["environment"] = environment.environment() | {"cores": os.cpu_count()}
+    result["peers"] = peer_versions(options.peer_python)
+    for name in options.workloads:
+        work = WORKLOADS[name]
+        if options.quick:
+            small = {"n": min(work.n, 3000), "k": min(work.k, 20)}
+            work = dataclasses.replace(work, **small, restarts=min(work.restarts, 2))
+        found: dict[str, list[dict[str, float]]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder) / "x.npy", rows_of(work))
+            for round_ in range(1 if options.quick else options.rounds):
+                for contender in (*OURS, *TASKS[work.task][1]):
+                    python = sys.executable if contender in OURS else options.peer_python
+                    one = run_contender(python, contender, folder, work)
+                    if one is not None:
+                        found.setdefault(contender, []).append(one)
+                        print(f"{name}, round {round_ + 1}: {contender} {one}", flush=True)
+        entry = {"workload": dataclasses.asdict(work), "rounds": found}
+        result["workloads"][name] = entry
+        if not options.quick:
+            RESULT.parent.mkdir(exist_ok=True)
+            scores.write_report(RESULT, result)
+    return result
+
+
+def rows_of(work: Workload) -> Any:
+    """Rows float32 [n, d] of a workload."""
+    import numpy as np
+
+    if work.rows in ("mnist", "usps"):
+        from deepclust_jax import data
+
+        limit = None if work.n in (70_000, 9_298) else work.n
+        dataset, _ = data.load(work.rows, limit=limit)
+        return np.asarray(dataset.x, np.float32).reshape(len(dataset.x), -1)
+    if work.rows == "codes":
+        return codes(work)
+    rng = np.random.default_rng(0)
+    centres = 2 * rng.normal(size=(work.k, work.d))
+    noise = 1.5 * rng.standard_normal((work.n, work.d), np.float32)
+    return (centres[rng.integers(work.k, size=work.n)] + noise).astype(np.float32)
+
+
+def codes(work: Workload) -> Any:
+    """Codes of MNIST by an autoencoder that was trained for three epochs."""
+    import jax
+    import numpy as np
+
+    from deepclust_jax import data, train
+    from deepclust_jax.algorithms import autoencoder
+
+    dataset, _ = data.load("mnist", limit=None if work.n == 70_000 else work.n)
+    algorithm = autoencoder.build(autoencoder.Config(embed_dim=work.d), dataset.x.shape[1:])
+    keys = jax.random.split(jax.random.key(0), 1)
+    found = train.fit(keys, algorithm, dataset.x, epochs=3, refresh_every=0)
+    return np.asarray(train.embed(algorithm, found.state, dataset.x)[0][0])
+
+
+def run_contender(python: str, name: str, folder: str, work: Workload) -> dict | None:
+    """What a contender measured, in a process of its own; None, and a line why, for a peer that
+    does not run under that Python."""
+    command = [python, __file__, "--contender", name, str(Path(folder) / "x.npy")]
+    command.append(json.dumps(dataclasses.asdict(work)))
+    # Settings that hold a library's threads or kernels back would cripple a peer.
+    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {k: v for k, v in os.environ.items() if k not in held}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if name in PEERS:
+            print(f"{name} does not run here: {reason}", flush=True)
+            return None
+        raise SystemExit(f"error: {name} failed: {reason}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def contend(name: str, file: Path, work: Workload) -> dict[str, float]:
+    """Time one contender on the rows of a file."""
+    import numpy as np
+
+    x = np.load(file, allow_pickle=False)
+    first = x[np.random.default_rng(1).choice(len(x), work.k, replace=False)].copy()
+    if work.task == "seeding":
+        return time_calls(SEEDINGS[name](x, work.k), lambda centroids: inertia(x, centroids))
+    run = CONTENDERS[name](x, first, work)
+    if work.task == "call":
+        return time_calls(lambda: run(work.iterations[1]), lambda centroids: inertia(x, centroids))
+    short, long = work.iterations
+    run(short)
+    free = reset_peak_memory()
+    slopes, centroids = [], first
+    for _ in range(5):
+        start = time.perf_counter()
+        run(short)
+        middle = time.perf_counter()
+        centroids = run(long)
+        took = time.perf_counter() - middle - (middle - start)
+        slopes.append(1e3 * took / (long - short))
+    memory = (peak_memory() - free) / 2**20
+    return {"ms": statistics.median(slopes), "extra_mib": memory, "inertia": inertia(x, centroids)}
+
+
+def time_calls(call: Callable[[], Any], judge: Callable[[Any], float]) -> dict[str, float]:
+    """The second call, and what the first took longer."""
+    start = time.perf_counter()
+    call()
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    centroids = call()
+    second = time.perf_counter() - start
+    return {"ms": 1e3 * second, "first_ms": 1e3 * (first - second), "inertia": judge(centroids)}
+
+
+def inertia(x: Any, centroids: Any) -> float:
+    """Sum of squared distances of rows to the nearest centroid, in float64."""
+    import numpy as np
+
+    c = np.asarray(centroids, np.float64)
+    total = 0.0
+    for start in range(0, len(x), 20_000):
+        rows = x[start : start + 20_000].astype(np.float64)
+        scores = np.sum(c**2, axis=1)[None, :] - 2.0 * rows @ c.T
+        total += float(np.sum(rows**2) + np.sum(scores.min(axis=1)))
+    return total
+
+
+def reset_peak_memory() -> int:
+    """Make the peak that Linux keeps the memory held now, which is returned in bytes."""
+    with contextlib.suppress(OSError):  # elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
+def peak_memory() -> int:
+    """Most memory held since it was reset, in bytes; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def _jax(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from deepclust_jax.clustering import kmeans
+
+    key = jax.random.key(0)
+    # Iterations are timed on rows that are on the device, calls from NumPy rows on.
+    rows = jnp.array(x) if work.task == "iterations" else x
+    settings = {"init": first} if work.task == "iterations" else {"n_init": work.restarts}
+
+    def run(iterations):
+        found = kmeans.fit(key, rows, work.k, max_iter=iterations, tol=0.0, **settings)
+        return np.asarray(jax.block_until_ready(found).centroids)
+
+    return run
+
+
+def _sklearn(x: Any, first: Any, work: Workload, *, intel: bool = False) -> Callable[[int], Any]:
+    if intel:
+        from sklearnex.cluster import KMeans
+    else:
+        from sklearn.cluster import KMeans
+    start = {"init": first, "n_init": 1}
+    if work.task == "call":
+        start = {"init": "k-means++", "n_init": work.restarts, "random_state": 0}
+
+    def run(iterations):
+        model = KMeans(work.k, max_iter=iterations, tol=0, algorithm="lloyd", **start)
+        return model.fit(x).cluster_centers_
+
+    return run
+
+
+def _intelex(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    return _sklearn(x, first, work, intel=True)
+
+
+def _faiss(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    import faiss
+
+    def run(iterations):
+        model = faiss.Kmeans(
+            x.shape[1],
+            work.k,
+            niter=iterations,
+            nredo=work.restarts,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(x),
+        )
+        model.train(x, init_centroids=first if work.task == "iterations" else None)
+        return model.centroids
+
+    return run
+
+
+def _superkmeans(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    from superkmeans import SuperKMeans  # chooses its own first centroids
+
+    def run(iterations):
+        model = SuperKMeans(
+            work.k,
+            x.shape[1],
+            hierarchical=False,
+            iters=iterations,
+            sampling_fraction=1.0,
+            max_points_per_cluster=len(x),
+            use_blas_only=True,  # faster than its pruning on all workloads but `a`
+            early_termination=False,
+        )
+        return model.train(x)
+
+    return run
+
+
+def _torch(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    import torch
+
+    rows, block = torch.from_numpy(x), max(2**20 // max(work.k, work.d), 256)
+
+    def run(iterations):
+        c = torch.from_numpy(first)
+        for _ in range(iterations):
+            sums = torch.zeros_like(c)
+            counts = torch.zeros(work.k)
+            squares = (c**2).sum(1)
+            for part in rows.split(block):
+                labels = torch.addmm(squares[None], part, c.T, alpha=-2.0).argmin(1)
+                sums.index_add_(0, labels, part)
+                counts += torch.bincount(labels, minlength=work.k)
+            c = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], c)
+        return c.numpy()
+
+    return run
+
+
+def _seed_jax(x: Any, k: int) -> Callable[[], Any]:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from deepclust_jax.clustering import seeding
+
+    rows, weights = jnp.array(x), jnp.ones(len(x))
+    seed = jax.jit(seeding.kmeans_plus_plus, static_argnums=2)
+    return lambda: np.asarray(seed(jax.random.key(0), rows, k, weights))
+
+
+def _seed_sklearn(x: Any, k: int) -> Callable[[], Any]:
+    from sklearn.cluster import kmeans_plusplus
+
+    return lambda: kmeans_plusplus(x, k, random_state=0)[0]
+
+
+CONTENDERS = {
+    "jax": _jax,
+    "scikit-learn": _sklearn,
+    "scikit-learn-intelex": _intelex,
+    "faiss": _faiss,
+    "superkmeans": _superkmeans,
+    "torch": _torch,
+}
+SEEDINGS = {"jax": _seed_jax, "scikit-learn": _seed_sklearn}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table in Markdown; ratios are of medians, above 1 where this project is faster."""
+    lines = [
+        "| workload | contender | median (range) | times as fast | extra MiB | inertia |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in result["workloads"].items():
+        work, rounds = Workload(**entry["workload"]), entry["rounds"]
+        ours = statistics.median(one["ms"] for one in rounds["jax"])
+        what = f"{name}: {work.rows} {work.n:,} × {work.d}, k {work.k:,}"
+        what += f", {work.restarts} restarts" if work.restarts > 1 else ""
+        what += f", {TASKS[work.task][0]}"
+        for contender, found in rounds.items():
+            times = [one["ms"] for one in found]
+            ratio = "" if contender in OURS else f"{statistics.median(times) / ours:.2f}"
+            memory = [one["extra_mib"] for one in found if "extra_mib" in one]
+            lines.append(
+                f"| {what} | {contender} | {statistics.median(times):,.1f} "
+                f"({min(times):,.1f}–{max(times):,.1f}) | {ratio} | "
+                f"{f'{statistics.median(memory):,.0f}' if memory else ''} | "
+                f"{statistics.median(one['inertia'] for one in found):.6g} |"
+            )
+            what = ""
+    versions, peers = result["environment"]["versions"], result["peers"]
+    shown = ", ".join(f"{name} {version}" for name, version in peers.items())
+    lines += [
+        "",
+        f"float32, {result['environment']['cores']} CPU cores, jax {versions['jax']}; {shown}. "
+        "`python scripts/benchmark_kmeans.py`",
+    ]
+    return "\n".join(lines)
+
+
+def peer_versions(python: str) -> dict[str, str]:
+    """Versions of the peers under a Python; "not installed" where they are not."""
+    code = "import importlib.metadata as m; print(m.version({!r}))"
+    versions = {}
+    for package in (*PEERS[:2], "faiss-cpu", *PEERS[3:]):
+        done = subprocess.run([python, "-c", code.format(package)], capture_output=True, text=True)
+        versions[package] = done.stdout.strip() if done.returncode == 0 else "not installed"
+    return versions
+
+
+if __name__ == "__main__":
+    sys.exit(main())
