@@ -444,6 +444,30 @@ def test_kmeans_plus_plus_never_takes_a_duplicate_while_others_are_left():
         assert len(np.unique(np.asarray(centroids).round(5), axis=0)) == 6
 
 
+def test_kmeans_parallel_finds_every_cluster_and_weighs_candidates():
+    rng = np.random.default_rng(0)
+    centres = 20 * rng.normal(size=(50, 6))
+    x = jnp.asarray(centres[rng.integers(50, size=4000)] + rng.normal(size=(4000, 6)), jnp.float32)
+    for seed in range(3):
+        found = seeding.kmeans_parallel(jax.random.key(seed), x, 50, jnp.ones(4000))
+        assert len(set(nearest(found, centres).argmin(1).tolist())) == 50
+        assert (nearest(found, x).min(1) < 1e-6).all()  # they are rows
+    weights = jnp.where(jnp.arange(4000) < 2000, 1.0, 0.0)
+    found = seeding.kmeans_parallel(KEY, x, 50, weights)
+    assert (nearest(found, x[:2000]).min(1) < 1e-6).all()
+    one = kmeans.fit(KEY, x, 50, init="k-means||", n_init=1).inertia
+    assert float(one) < 1.01 * float(
+        kmeans.fit(KEY, x, 50, init=centres.astype(np.float32)).inertia
+    )
+
+
+def test_kmeans_parallel_with_few_rows():
+    x = jnp.asarray(rows(n=12))
+    found = seeding.kmeans_parallel(KEY, x, 12, jnp.ones(12))
+    assert found.shape == (12, 5) and np.isfinite(found).all()
+    assert len(np.unique(kmeans.fit(KEY, x, 12, init="k-means||").labels)) == 12
+
+
 def test_random_rows_are_distinct_and_uniform():
     x = jnp.arange(5.0)[:, None]
     keys = jax.random.split(KEY, 2000)

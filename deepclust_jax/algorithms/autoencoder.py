@@ -152,7 +152,8 @@ def build(
         if config.metric == "adaptive":
             found = adaptive.fit(key, z, config.n_clusters, n_init=config.n_init)
             return state.replace(centroids=found.centroids, view=found.view)
-        found = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init)
+        # On all codes in every restart, as published.
+        found = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init, sample=None)
         return state.replace(centroids=found.centroids)
 
     def embed(state: State, x: Array) -> Array:

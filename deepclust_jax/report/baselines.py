@@ -13,7 +13,6 @@ ROWS = "k-means on the rows"
 START = "autoencoder, before joint training"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
-_FEW = 10_000
 _BLOCK = 4096
 
 
@@ -30,17 +29,13 @@ def labels_of(
 def kmeans_of_rows(keys: Key, x: np.ndarray, n_clusters: int) -> np.ndarray:
     """k-means on flattened rows x [n, ...], for keys [S]. -> int32 [S, n].
 
-    The best of ten on at most 10,000 rows, which then goes on with all rows; of rows that do not
-    fit on the device with a sample, to which the others are assigned.
+    Of rows that do not fit on the device a sample is clustered, to which the others are assigned.
     """
     rows = stream.sample(x)
     rows = rows.reshape(rows.shape[0], -1)
     found = []
     for key in keys:
-        few_key, fit_key = jax.random.split(jax.random.fold_in(key, _STREAM))
-        few = jax.random.permutation(few_key, rows.shape[0])[: max(_FEW, 2 * n_clusters)]
-        start = kmeans.fit(fit_key, rows[few], n_clusters).centroids
-        centroids = kmeans.fit(fit_key, rows, n_clusters, init=start).centroids
+        centroids = kmeans.fit(jax.random.fold_in(key, _STREAM), rows, n_clusters).centroids
         blocks = (x[start : start + _BLOCK] for start in range(0, x.shape[0], _BLOCK))
         labels = [
             kmeans.assign(jnp.asarray(block).reshape(len(block), -1), centroids)[0]

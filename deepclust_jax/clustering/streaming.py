@@ -1,0 +1,215 @@
+"""k-means on rows that do not fit in memory: exact, block by block, or one mini-batch at a time.
+
+found = streaming.fit(jax.random.key(0), np.load("rows.npy", mmap_mode="r"), 100)
+
+state = streaming.start(centroids)      # mini-batches as they come
+for batch in batches:
+    state = streaming.partial_fit(state, batch)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deepclust_jax.clustering import kmeans, lloyd
+from deepclust_jax.types import Array, Key
+
+Source = np.ndarray | Callable[[], Iterable[np.ndarray]]
+
+
+class MiniBatch(NamedTuple):
+    """Centroids and how much weight each has seen."""
+
+    centroids: Array  # [k, d]
+    counts: Array  # [k]
+
+
+def start(centroids: Array) -> MiniBatch:
+    """A state that has seen no row: the first ones replace these centroids [k, d]."""
+    centroids = jnp.asarray(centroids, jnp.float32)
+    if centroids.ndim != 2 or 0 in centroids.shape:
+        raise ValueError(f"expected centroids [k, d], found {centroids.shape}")
+    return MiniBatch(centroids, jnp.zeros(centroids.shape[0]))
+
+
+def partial_fit(state: MiniBatch, x: Array, weights: Array | None = None) -> MiniBatch:
+    """The state after one more batch: every centroid is the mean of all rows that were ever given
+    to it (Sculley 2010, with the rate 1 / count). [b, d], [b].
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite values.
+    """
+    k, d = state.centroids.shape
+    if np.ndim(x) != 2 or x.shape[0] == 0 or x.shape[1] != d:
+        raise ValueError(f"expected a batch [b, {d}], found {np.shape(x)}")
+    kmeans.check(x, 1, "random", 1, 1, weights, None)
+    kmeans.check_finite("x", x)
+    x = kmeans.narrow(x, np.float32(0))
+    weights = jnp.ones(x.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
+    return _partial_fit(state, x, weights)
+
+
+@jax.jit
+def _partial_fit(state, x, weights):
+    k = state.centroids.shape[0]
+    labels, _ = kmeans.assign(x, state.centroids)
+    moved = x - state.centroids[labels]  # differences: large means lose no digits
+    sums, counts = lloyd.totals(lloyd.plan(*x.shape, k), moved, weights, labels, k)
+    total = state.counts + counts
+    shift = sums / jnp.maximum(total, 1e-30)[:, None]
+    return MiniBatch(
+        jnp.where(counts[:, None] > 0, state.centroids + shift, state.centroids), total
+    )
+
+
+def fit(
+    key: Key,
+    source: Source,
+    n_clusters: int,
+    *,
+    init: str | Array | Callable[..., Array] = "k-means++",
+    n_init: int = 10,
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    sample: int = 65_536,
+    block: int = 65_536,
+) -> kmeans.KMeans:
+    """`kmeans.fit` for rows on disk or from an iterator: exact Lloyd iterations in bounded memory.
+
+    Args:
+        key: a typed key; the result is a function of it, of the rows and of `block`.
+        source: an array [n, d], such as `numpy.load(file, mmap_mode="r")`, or a function that
+            returns an iterator of arrays [b, d], the same ones at every call.
+        n_clusters: k.
+        init: as in `kmeans.fit`; restarts are made on a sample.
+        n_init: restarts.
+        max_iter: passes over the rows at most.
+        tol: as in `kmeans.fit`.
+        sample: rows of the sample, which is held in memory.
+        block: rows of an array read at a time; the blocks of an iterator are its own.
+
+    The result is that of `kmeans.fit` with the centroids found on the sample, but that a cluster
+    which loses its last row keeps its centroid. `labels` [n] is a NumPy array.
+
+    Raises:
+        ValueError: wrong shapes, fewer rows than clusters, NaN or infinite values, or an iterator
+            that gives other rows at its second call.
+    """
+    if block < 1 or sample < n_clusters:
+        raise ValueError(
+            f"expected block >= 1 and sample >= {n_clusters}, found {block} and {sample}"
+        )
+    blocks = _blocks(source, block)
+    few, offset, variance, n = _survey(key, blocks, sample)
+    if n < n_clusters:
+        raise ValueError(f"expected at least {n_clusters} rows, one for each cluster, found {n}")
+    if hasattr(init, "shape"):
+        centroids = np.asarray(init, np.float64) - offset
+        kmeans.check(few, min(n_clusters, len(few)), "random", 1, max_iter, None, None)
+        if centroids.shape != (n_clusters, few.shape[1]):
+            raise ValueError(
+                f"expected first centroids {(n_clusters, few.shape[1])}, found {centroids.shape}"
+            )
+    else:
+        found = kmeans.fit(key, few, n_clusters, init=init, n_init=n_init, tol=tol, sample=None)
+        centroids = found.centroids
+    centroids = jnp.asarray(centroids, jnp.float32)
+    labels, n_iter, converged = np.full(n, -1, np.int32), 0, False
+    while n_iter < max_iter and not converged:
+        totals = lloyd.Totals(jnp.zeros_like(centroids), jnp.zeros(n_clusters))
+        repeated = True
+        for rows, new, part, _ in _passes(blocks, centroids, offset, n):
+            totals = jax.tree.map(jnp.add, totals, part)
+            repeated &= np.array_equal(labels[rows], new)
+            labels[rows] = new
+        counts = totals.counts[:, None]
+        means = jnp.where(counts > 0, totals.sums / jnp.maximum(counts, 1e-30), centroids)
+        converged = repeated or bool(jnp.sum((means - centroids) ** 2) <= tol * variance)
+        centroids, n_iter = means, n_iter + 1
+    inertia = 0.0
+    for rows, new, _, part_inertia in _passes(blocks, centroids, offset, n):
+        labels[rows] = new
+        inertia += float(part_inertia)
+    return kmeans.KMeans(
+        np.asarray(centroids, np.float64) + offset if np.any(offset) else centroids,
+        labels,
+        jnp.float32(inertia),
+        jnp.int32(n_iter),
+        jnp.bool_(converged),
+    )
+
+
+def _blocks(source: Source, block: int) -> Callable[[], Iterator[np.ndarray]]:
+    """A function that gives the rows again at every call, in blocks."""
+    if callable(source):
+        return lambda: iter(source())
+    if np.ndim(source) != 2 or 0 in source.shape:
+        raise ValueError(f"expected rows of shape [n, d], found {np.shape(source)}")
+    starts = range(0, source.shape[0], block)
+    return lambda: (np.asarray(source[start : start + block]) for start in starts)
+
+
+def _survey(key, blocks, size) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """One pass: a random sample of the rows less their mean, the mean, the mean variance, n.
+
+    Every row has a random number, and the smallest ones are kept: a draw without replacement of
+    rows whose count is not known before.
+    """
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+    kept, numbers, n = None, np.empty(0), 0
+    mean = squares = 0.0
+    for x in blocks():
+        if np.ndim(x) != 2 or (kept is not None and x.shape[1] != kept.shape[1]):
+            width = "d" if kept is None else kept.shape[1]
+            raise ValueError(f"expected blocks of shape [b, {width}], found {np.shape(x)}")
+        kmeans.check_finite(f"x, rows from {n} on", x)
+        drawn = rng.uniform(size=len(x))
+        # The means of blocks are joined (Chan et al. 1979): a large offset costs no digits.
+        wide = np.asarray(x, np.float64)
+        part = wide.mean(axis=0)
+        delta, total = part - mean, n + len(x)
+        squares = squares + ((wide - part) ** 2).sum(axis=0) + delta**2 * (n * len(x) / total)
+        mean = mean + delta * (len(x) / total)
+        n = total
+        is_low = drawn < (np.inf if len(numbers) < size else numbers.max())
+        numbers = np.concatenate([numbers, drawn[is_low]])
+        kept = x[is_low] if kept is None else np.concatenate([kept, x[is_low]])
+        if len(numbers) > size:
+            lowest = np.sort(np.argpartition(numbers, size)[:size])
+            numbers, kept = numbers[lowest], kept[lowest]
+    if kept is None:
+        raise ValueError("expected blocks of rows, found none")
+    # Rows of float32 that have no large offset stay as they are.
+    offset = mean if np.sum(mean**2) > 4 * np.sum(squares) / n else np.zeros_like(mean)
+    few = np.asarray(kept - offset, np.float32)
+    return few, offset, float(np.mean(squares) / n), n
+
+
+def _passes(blocks, centroids, offset, n):
+    """For every block: its rows, their labels, totals and inertia. The next block is read and sent
+    while the last one is computed."""
+    waiting, start = None, 0
+    for x in blocks():
+        rows = slice(start, start + len(x))
+        if rows.stop > n:
+            raise ValueError(f"expected {n} rows at every pass, found more; give them again alike")
+        start = rows.stop
+        found = _of_block(jnp.asarray(np.asarray(x - offset, np.float32)), centroids)
+        if waiting is not None:
+            yield waiting[0], np.asarray(waiting[1][0]), *waiting[1][1:]
+        waiting = rows, found
+    if start != n:
+        raise ValueError(f"expected {n} rows at every pass, found {start}; give them again alike")
+    yield waiting[0], np.asarray(waiting[1][0]), *waiting[1][1:]
+
+
+@jax.jit
+def _of_block(x, centroids):
+    k = centroids.shape[0]
+    labels, sqdist = kmeans.assign(x, centroids)
+    plan = lloyd.plan(*x.shape, k)
+    totals = lloyd.totals(plan, x, jnp.ones(x.shape[0], x.dtype), labels, k)
+    return labels, totals, jnp.sum(sqdist)
