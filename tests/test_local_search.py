@@ -49,7 +49,7 @@ def test_a_sample_finds_what_restarts_on_all_rows_find(data_dir):
 
 
 def test_rows_of_a_sample_are_distinct_and_equally_likely():
-    draw = jax.vmap(lambda key: kmeans._spread(key, 103, 10))(jax.random.split(KEY, 20_000))
+    draw = jax.vmap(lambda key: kmeans.spread(key, 103, 10))(jax.random.split(KEY, 20_000))
     assert all(len(set(rows.tolist())) == 10 for rows in np.asarray(draw[:100]))
     share = np.bincount(np.asarray(draw).ravel(), minlength=103) / draw.size
     np.testing.assert_allclose(share * 103, 1.0, atol=0.12)  # 5 sigma

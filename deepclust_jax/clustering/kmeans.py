@@ -107,7 +107,7 @@ def fit(
     check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     sample = _sample(sample, *x.shape, n_clusters, n_init, init, weights)
     offset = np.float32(0)
-    if _is_wide(x):  # float32 would lose digits beside a large offset
+    if is_wide(x):  # float32 would lose digits beside a large offset
         offset = np.mean(x, axis=0, dtype=np.float64)
     start = None
     if not (isinstance(init, str) or callable(init)):
@@ -115,7 +115,7 @@ def fit(
     rows, variance, is_tame = narrow(x, offset), None, False
     plan = lloyd.plan(*rows.shape, n_clusters, weighted=weights is not None)
     if not isinstance(rows, jax.core.Tracer):
-        variance, is_finite, is_tame = _survey(rows)
+        variance, is_finite, is_tame = survey(rows, rows.shape[0])
         if not is_finite:
             check_finite("x", x)
     found = _fit(
@@ -124,7 +124,7 @@ def fit(
         n_active, variance, init=init, n_init=n_init, plan=plan, as_it_is=bool(is_tame),
         sample=sample,
     )  # fmt: skip
-    if not _is_wide(x) or isinstance(found.centroids, jax.core.Tracer):
+    if not is_wide(x) or isinstance(found.centroids, jax.core.Tracer):
         return found._replace(centroids=found.centroids + jnp.asarray(offset, jnp.float32))
     return found._replace(centroids=np.asarray(found.centroids, np.float64) + offset)
 
@@ -159,7 +159,7 @@ def _fit(
         if sample is None:
             best = search(plan, rows, n_init=n_init)
         else:
-            few = fixed[_spread(jax.random.fold_in(key, n_init), n, sample)]
+            few = fixed[spread(jax.random.fold_in(key, n_init), n, sample)]
             small = lloyd.plan(sample, d, n_clusters)
             few = lloyd.prepare(small, few, jnp.ones(sample, x.dtype))
             centroids = search(small, few, n_init=n_init).centroids
@@ -194,7 +194,7 @@ def _search(key, plan, rows, *, n_init, seed, active, max_iter, threshold) -> ll
     return jax.lax.fori_loop(1, n_init, better, run(0))[0]
 
 
-def _spread(key, n, size):
+def spread(key, n, size):
     """Row numbers [size], one at random in each stretch of the rows, all equally likely."""
     start, within = jax.random.split(key)
     stretch = n // size
@@ -238,12 +238,12 @@ def power_of_two(x):
 
 
 @jax.jit
-def _survey(x):
+def survey(x, n):
     """Mean variance of the features; whether all is finite; and whether rows may be taken as they
     are, since the copy that centres and scales them costs more time than many iterations. The
-    offset may cost at most the last digit of a distance."""
-    squares = jnp.mean(x**2, axis=0)
-    offset = jnp.sum(jnp.mean(x, axis=0) ** 2)
+    offset may cost at most the last digit of a distance. Rows beyond the n-th are zeros."""
+    squares = jnp.sum(x**2, axis=0) / n
+    offset = jnp.sum((jnp.sum(x, axis=0) / n) ** 2)
     spread = jnp.sum(squares) - offset
     is_tame = (offset <= 4 * spread) & (spread > 2.0**-40) & (jnp.max(squares) < 2.0**40)
     return spread / x.shape[1], jnp.isfinite(jnp.sum(squares)), is_tame
@@ -270,7 +270,7 @@ def _is_host(x) -> bool:
     return isinstance(x, np.ndarray)
 
 
-def _is_wide(x) -> bool:
+def is_wide(x) -> bool:
     """Whether an array of the host has digits that float32 has not."""
     return _is_host(x) and x.dtype.itemsize >= 4 and x.dtype != np.float32
 

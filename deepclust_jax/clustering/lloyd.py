@@ -43,9 +43,17 @@ class Plan(NamedTuple):
 
 
 def plan(
-    n: int, d: int, n_clusters: int, *, weighted: bool = False, platform: str | None = None
+    n: int,
+    d: int,
+    n_clusters: int,
+    *,
+    weighted: bool = False,
+    devices: int = 1,
+    platform: str | None = None,
 ) -> Plan:
     """The plan for rows [n, d] and k clusters on "cpu", "gpu" or "tpu"; None: JAX's default.
+
+    `devices` are those that hold as many rows each.
 
     Weighted rows are summed anew in every iteration: what a heavy one leaves behind by rounding
     when it moves is not small beside light ones. The thresholds are measured ones, by
@@ -61,8 +69,8 @@ def plan(
     update = "all" if weighted else "moved"
     if n_clusters <= min(64, d):
         return Plan("rows", n, "scatter", update)  # a block would be a copy, at half the time
-    # Scores of a block stay in the cache.
-    block = max(2**20 // max(n_clusters, d), 256)
+    # Scores of a block stay in the cache: that of all cores, or that of the core of each device.
+    block = max(2 ** (20 if devices == 1 else 18) // max(n_clusters, d), 256)
     return Plan("blocks", min(block, n), "scatter", update)
 
 
@@ -256,13 +264,24 @@ class Found(NamedTuple):
 
 
 def descend(
-    plan: Plan, rows: Rows, centroids: Array, active: Array, max_iter: Array, threshold: Array
+    plan: Plan,
+    rows: Rows,
+    centroids: Array,
+    active: Array,
+    max_iter: Array,
+    threshold: Array,
+    *,
+    axis: str | None = None,
 ) -> Found:
     """Lloyd's iterations from given centroids [k, d] until labels repeat or centroids stand still.
 
     An empty cluster takes the row farthest from its centroid, as in scikit-learn. Where only moved
     rows are added, rounding could pile up in the sums: when labels repeat they are made anew, and
     only labels that repeat after that end the search.
+
+    `axis` names the mesh axis where rows are sharded (inside `jax.shard_map`): labels then are
+    those of the own rows, all else is the same everywhere, for one sum of k (d + 1) numbers an
+    iteration.
     """
     n = rows.x.shape[0]
 
@@ -271,19 +290,20 @@ def descend(
         offsets = jnp.where(active, jnp.sum(old**2, axis=-1), jnp.inf)
         # Without the barrier XLA computes the labels once more for each of their uses.
         labels = jax.lax.optimization_barrier(nearest(plan, rows, old, offsets))
-        repeated = jnp.all(labels == was)
+        repeated = over_devices(jnp.sum(labels != was), axis) == 0
         if plan.update == "moved":  # from zeros and no cluster, if the totals are to be made anew
             begin = jax.tree.map(partial(jnp.where, repeated), _zero(before), before)
             after = _moved(rows.x, begin, labels, jnp.where(repeated, -1, was))
         else:
             after = all_totals(plan, rows, labels, centroids.shape[0])
-        labels, after = _relocate_if_empty(rows, old, active, labels, after)
-        counts = after.counts[:, None]
-        new = jnp.where(counts > 0, after.sums / jnp.maximum(counts, 1e-30), old)
+        labels, after, whole = _relocate_if_empty(rows, old, active, labels, after, axis)
+        counts = whole.counts[:, None]
+        new = jnp.where(counts > 0, whole.sums / jnp.maximum(counts, 1e-30), old)
         was_fresh = fresh | (plan.update == "all")
         done = (repeated & was_fresh) | (jnp.sum((new - old) ** 2) <= threshold)
+        first = n_iter == 0
         n_iter = n_iter + jnp.where(repeated & ~was_fresh, 0, 1)
-        return new, labels, after, n_iter, repeated | (was[0] < 0), done
+        return new, labels, after, n_iter, repeated | first, done
 
     zeros = Totals(jnp.zeros_like(centroids), jnp.zeros_like(centroids[:, 0]))
     none = jnp.full(n, -1, jnp.int32)
@@ -292,37 +312,52 @@ def descend(
     return Found(carry[0], carry[1], carry[3], carry[5])
 
 
-def _relocate_if_empty(rows, centroids, active, labels, totals):
-    """Labels and totals after every empty cluster took a row, if there is an empty one."""
+def over_devices(tree, axis):
+    """Sums over the devices along a mesh axis; without one, what is given."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def _relocate_if_empty(rows, centroids, active, labels, totals, axis):
+    """Labels, totals and their sums over devices, after every empty cluster took a row, if there is
+    an empty one."""
 
     def once(carry):
-        empty = active & (carry[1].counts <= 0)
-        return *_relocate(rows, centroids, empty, *carry[:2]), jnp.bool_(False)
+        labels, totals, whole, _ = carry
+        empty = active & (whole.counts <= 0)
+        labels, change = _relocate(rows, centroids, empty, labels, axis)
+        add = partial(jax.tree.map, jnp.add)
+        return labels, add(totals, change), add(whole, over_devices(change, axis)), jnp.bool_(False)
 
     # A loop, and no `cond`: under vmap that would relocate in every iteration.
-    carry = labels, totals, jnp.any(active & (totals.counts <= 0))
-    return jax.lax.while_loop(lambda carry: carry[2], once, carry)[:2]
+    whole = over_devices(totals, axis)
+    carry = labels, totals, whole, jnp.any(active & (whole.counts <= 0))
+    return jax.lax.while_loop(lambda carry: carry[-1], once, carry)[:-1]
 
 
-def _relocate(rows, centroids, empty, labels, totals):
-    """Give each empty cluster one of the rows farthest from their centroids.
+def _relocate(rows, centroids, empty, labels, axis):
+    """Labels, and the change of the own totals, when each empty cluster takes one of the rows
+    farthest from their centroids.
 
     Rows at distance 0 are not taken: with fewer distinct rows than clusters some stay empty.
     """
-    sums, counts = totals
+    n, k = labels.shape[0], empty.shape[0]
     sqdist = jnp.where(rows.weights > 0, distances(rows.x, centroids, labels), 0.0)
-    farthest, candidates = jax.lax.top_k(sqdist, empty.shape[0])
+    farthest, candidates = jax.lax.top_k(sqdist, min(k, n))
+    if axis is not None:
+        farthest = jax.lax.all_gather(farthest, axis).reshape(-1)
+        candidates = jax.lax.all_gather(candidates, axis).reshape(-1)
+    device = jnp.arange(farthest.shape[0]) // min(k, n)
+    farthest, order = jax.lax.top_k(farthest, k)
     rank = jnp.cumsum(empty) - 1  # the i-th empty cluster takes the i-th farthest row
-    takes = empty & (farthest[rank] > 0)
-    row = candidates[rank]
+    row, device = candidates[order][rank], device[order][rank]
+    is_own = True if axis is None else device == jax.lax.axis_index(axis)
+    takes = empty & (farthest[rank] > 0) & is_own
     weight = jnp.where(takes, rows.weights[row], 0.0)
     moved = weight[:, None] * rows.x[row]
     donor = labels[row]
-    sums = sums.at[donor].add(-moved) + moved
-    counts = counts.at[donor].add(-weight) + weight
-    target = jnp.where(takes, row, labels.shape[0])
-    labels = labels.at[target].set(jnp.arange(empty.shape[0], dtype=labels.dtype), mode="drop")
-    return labels, Totals(sums, counts)
+    change = Totals(moved.at[donor].add(-moved), weight.at[donor].add(-weight))
+    target = jnp.where(takes, row, n)
+    return labels.at[target].set(jnp.arange(k, dtype=labels.dtype), mode="drop"), change
 
 
 @jax.custom_jvp

@@ -114,7 +114,7 @@ def fit(
                 f"expected first centroids {(n_clusters, few.shape[1])}, found {centroids.shape}"
             )
     else:
-        found = kmeans.fit(key, few, n_clusters, init=init, n_init=n_init, tol=tol, sample=None)
+        found = kmeans.fit(key, few, n_clusters, init=init, n_init=n_init, tol=tol)
         centroids = found.centroids
     centroids = jnp.asarray(centroids, jnp.float32)
     labels, n_iter, converged = np.full(n, -1, np.int32), 0, False
