@@ -10,12 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from deepclust_jax.clustering import dbscan
 
 
-def assert_same(x, eps, min_samples, **tile):
+def assert_same(x, eps, min_samples):
     theirs = cluster.DBSCAN(eps=eps, min_samples=min_samples).fit(np.asarray(x, np.float64))
-    if tile:
-        found = dbscan._fit(jnp.asarray(x, jnp.float32), jnp.float32(eps), min_samples, **tile)
-    else:
-        found = dbscan.fit(x, eps, min_samples=min_samples)
+    found = dbscan.fit(x, eps, min_samples=min_samples)
     np.testing.assert_array_equal(found.labels, theirs.labels_)
     is_core = np.zeros(len(x), bool)
     is_core[theirs.core_sample_indices_] = True
@@ -36,15 +33,17 @@ def test_worked_example():
 
 @pytest.mark.parametrize("tile", [7, 64, 500])
 @pytest.mark.parametrize("eps, min_samples", [(0.1, 5), (0.2, 5), (0.3, 20), (0.05, 1), (9.0, 3)])
-def test_as_sklearn_on_moons(tile, eps, min_samples):
+def test_as_sklearn_on_moons(monkeypatch, tile, eps, min_samples):
+    monkeypatch.setattr(dbscan, "_TILE", tile)
     x = datasets.make_moons(500, noise=0.08, random_state=0)[0].astype(np.float32)
-    assert_same(x, eps, min_samples, tile=tile)
+    assert_same(x, eps, min_samples)
 
 
-def test_a_long_chain_is_one_cluster():
+def test_a_long_chain_is_one_cluster(monkeypatch):
     """The worst case for labels that spread from neighbour to neighbour, in a random order."""
+    monkeypatch.setattr(dbscan, "_TILE", 256)
     x = np.random.default_rng(0).permutation(3000).astype(np.float32)[:, None]
-    found = dbscan._fit(jnp.asarray(x), jnp.float32(1.5), 2, tile=256)
+    found = dbscan.fit(x, 1.5, min_samples=2)
     assert set(np.asarray(found.labels).tolist()) == {0}
 
 
@@ -82,15 +81,21 @@ def test_offsets_and_types(dtype, offset):
 
 
 def test_duplicates_and_one_row():
+    assert dbscan.fit(np.eye(5, dtype=np.float32), 1e30).labels.tolist() == [0] * 5
     assert dbscan.fit(np.ones((30, 4), np.float32), 0.5).labels.tolist() == [0] * 30
     assert dbscan.fit(np.ones((1, 4), np.float32), 0.5, min_samples=2).labels.tolist() == [-1]
     assert dbscan.fit(np.ones((1, 4), np.float32), 0.5, min_samples=1).labels.tolist() == [0]
 
 
 def test_memory_does_not_go_with_pairs():
-    x = jax.ShapeDtypeStruct((30_000, 16), jnp.float32)
-    memory = dbscan._fit.lower(x, jnp.float32(1), 5).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 64 * 2**20
+    rows = jax.ShapeDtypeStruct((32_768, 16), jnp.float32)
+    squares, counts = (jax.ShapeDtypeStruct((32_768,), kind) for kind in (jnp.float32, jnp.int32))
+    pairs = jax.ShapeDtypeStruct((1024, 2), jnp.int32)
+    both = (rows, squares), (rows, squares)
+    program = dbscan._fold_pairs.lower(
+        dbscan._count, *both, pairs, 1000, jnp.float32(1), counts, (), tile=1024, is_same=True
+    )
+    assert program.compile().memory_analysis().temp_size_in_bytes < 32 * 2**20
 
 
 @pytest.mark.parametrize(

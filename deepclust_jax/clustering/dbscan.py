@@ -1,8 +1,9 @@
 """DBSCAN on the device (Ester et al. 1996), with the labels of scikit-learn's.
 
-Neighbours are counted tile by tile, so that neither distances nor neighbour lists of all pairs ever
-exist; then the smallest row number spreads among core rows that are neighbours, and along the
-numbers that it has reached (Shiloach & Vishkin 1982), until nothing changes.
+Distances are computed tile by tile, so that neither they nor neighbour lists of all pairs ever
+exist. Rows are sorted along their widest axis first, and tiles farther apart than eps on it are
+left out. Of core rows the smallest number spreads among neighbours and along the numbers that it
+has reached (Shiloach & Vishkin 1982), until nothing changes.
 """
 
 from functools import partial
@@ -36,7 +37,7 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
     A row that is no core row goes to the first cluster with a core row near it, or is noise. Two
     rows whose distance is eps up to the rounding of float32 may be taken for neighbours or not.
 
-    Time goes with n^2 d, a few times; memory with n.
+    Time goes with n^2 d at most, memory with n.
 
     Raises:
         ValueError: wrong shapes, NaN or infinite values, eps or min_samples out of range.
@@ -47,95 +48,156 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
         raise ValueError(f"expected eps > 0, found {eps}")
     if min_samples < 1:
         raise ValueError(f"expected min_samples >= 1, found {min_samples}")
-    wide = np.asarray(x, np.float64) if kmeans.is_wide(x) else x
-    offset = np.mean(wide, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
-    return _fit(kmeans.narrow(wide, offset), jnp.float32(eps), min_samples)
+    offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    rows, limit, keys = _scaled(kmeans.narrow(x, offset), jnp.float32(eps))
+    rows, keys = np.asarray(rows), np.asarray(keys)
+    order = np.argsort(keys, kind="stable")
+    reach = 1.0001 * float(limit) ** 0.5  # rounding must not leave a neighbour out
+    fold = partial(_fold, limit=limit, reach=reach)
+
+    every = _Tiles.of(rows, keys, order)
+    counts = fold(_count, every, every, jnp.zeros(every.n_padded, jnp.int32))
+    is_core = np.zeros(len(rows), bool)
+    is_core[order] = np.asarray(counts)[: len(rows)] >= min_samples
+    labels = np.full(len(rows), -1, np.int32)
+    if is_core.any():
+        core = _Tiles.of(rows, keys, order[is_core[order]])
+        labels[core.rows_of] = _number(_components(fold, core), core.rows_of)
+        border = _Tiles.of(rows, keys, order[~is_core[order]])
+        if len(border.rows_of):
+            none = np.iinfo(np.int32).max
+            clusters = np.full(core.n_padded, none, np.int32)
+            clusters[: len(core.rows_of)] = labels[core.rows_of]
+            first = jnp.full(border.n_padded, none)
+            first = fold(_lowest, border, core, first, jnp.asarray(clusters))
+            first = np.asarray(first)[: len(border.rows_of)]
+            labels[border.rows_of] = np.where(first == none, -1, first)
+    return DBSCAN(jnp.asarray(labels), jnp.asarray(is_core))
 
 
-@partial(jax.jit, static_argnames=("tile",))
-def _fit(x, eps, min_samples, tile=_TILE) -> DBSCAN:
-    n = x.shape[0]
-    tile = min(tile, n)
+@jax.jit
+def _scaled(x, eps):
+    """Rows centred and of size 1, the square of eps on that scale, and the widest feature."""
     mean = jnp.mean(x, axis=0, keepdims=True)
     scale = kmeans.power_of_two(x - mean)
-    padding = -n % tile
-    rows = jnp.pad((x - mean) / scale, ((0, padding), (0, 0)))
-    is_row = jnp.arange(n + padding) < n
-    near = partial(_near, rows, jnp.sum(rows**2, axis=-1), (eps / scale) ** 2, is_row, tile)
-
-    def count(first, second, is_near, is_pair, counts):
-        counts = _add(counts, first, jnp.sum(is_near, axis=1, dtype=jnp.int32))
-        part = jnp.sum(is_near, axis=0, dtype=jnp.int32)
-        return _add(counts, second, jnp.where(is_pair, part, 0))
-
-    is_core = near(count, jnp.zeros(n + padding, jnp.int32)) >= min_samples
-    row = jnp.arange(n + padding, dtype=jnp.int32)
-    none = jnp.int32(n + padding)
-
-    def spread(roots):
-        """The smallest root among the core rows near each row."""
-        given = jnp.where(is_core, roots, none)
-
-        def take(first, second, is_near, is_pair, lowest):
-            of_second = jax.lax.dynamic_slice_in_dim(given, second, tile)
-            of_first = jax.lax.dynamic_slice_in_dim(given, first, tile)
-            part = jnp.min(jnp.where(is_near, of_second[None, :], none), axis=1)
-            lowest = _min(lowest, first, part)
-            part = jnp.min(jnp.where(is_near, of_first[:, None], none), axis=0)
-            return _min(lowest, second, part)
-
-        return near(take, jnp.full(n + padding, none))
-
-    def step(carry):
-        roots, _ = carry
-        lowest = jnp.where(is_core, spread(roots), none)
-        # The root of each tree takes the smallest one seen from any of its rows.
-        hooked = roots.at[jnp.where(is_core, roots, none)].min(lowest, mode="drop")
-        hooked = jnp.minimum(hooked, jnp.where(is_core, lowest, hooked))
-        jumped = _to_the_roots(hooked)
-        return jumped, jnp.any(jumped != roots)
-
-    roots, _ = jax.lax.while_loop(lambda carry: carry[1], step, (row, jnp.bool_(True)))
-    number = jnp.cumsum(is_core & (roots == row)) - 1  # clusters by their first core row
-    nearest = jnp.where(is_core, roots, spread(roots))  # a border row: the first cluster near it
-    labels = jnp.where(nearest < none, number[jnp.minimum(nearest, none - 1)], -1)
-    return DBSCAN(labels[:n].astype(jnp.int32), is_core[:n])
+    rows = (x - mean) / scale
+    limit = jnp.minimum((eps / scale) ** 2, 1e30)  # below the infinity of the padding
+    return rows, limit, rows[:, jnp.argmax(jnp.var(rows, axis=0))]
 
 
-def _near(rows, squares, limit, is_row, tile, body, carry):
-    """Fold `body(first, second, is_near, is_pair, carry)` over pairs of tiles, each pair once."""
-    n_tiles = rows.shape[0] // tile
-    first, second = np.triu_indices(n_tiles)
-    pairs = jnp.asarray(np.stack([first, second], axis=1) * tile, jnp.int32)
+class _Tiles(NamedTuple):
+    """Some of the rows in order of their keys, padded to whole tiles by rows far from all."""
+
+    x: Array  # [m, d]
+    squares: Array  # [m], infinite where padded
+    rows_of: np.ndarray  # numbers of the rows, without the padding
+    low: np.ndarray  # [m / tile], the smallest key of each tile
+    high: np.ndarray  # [m / tile]
+    tile: int
+
+    @property
+    def n_padded(self) -> int:
+        return self.x.shape[0]
+
+    @classmethod
+    def of(cls, rows, keys, chosen):
+        tile = min(_TILE, max(len(rows), 1))
+        n_tiles = 1 << max(-(-len(chosen) // tile) - 1, 0).bit_length()  # few different shapes
+        padding = n_tiles * tile - len(chosen)
+        x = np.pad(rows[chosen], ((0, padding), (0, 0)))
+        squares = np.pad(np.sum(x**2, axis=1)[: len(chosen)], (0, padding), constant_values=np.inf)
+        low = np.pad(keys[chosen], (0, padding), constant_values=np.inf).reshape(n_tiles, tile)
+        high = np.pad(keys[chosen], (0, padding), constant_values=-np.inf).reshape(n_tiles, tile)
+        return cls(
+            jnp.asarray(x), jnp.asarray(squares), chosen, low.min(axis=1), high.max(axis=1), tile
+        )
+
+
+def _fold(body, first: _Tiles, second: _Tiles, carry, *args, limit, reach):
+    """Fold a body over pairs of tiles that may hold neighbours; within one set each pair once."""
+    is_near = (first.low[:, None] - second.high[None, :] <= reach) & (
+        second.low[None, :] - first.high[:, None] <= reach
+    )
+    is_same = first is second
+    pairs = np.argwhere(np.triu(is_near) if is_same else is_near).astype(np.int32) * first.tile
+    padded = np.zeros((1 << max(len(pairs) - 1, 0).bit_length(), 2), np.int32)
+    padded[: len(pairs)] = pairs
+    return _fold_pairs(
+        body, first[:2], second[:2], jnp.asarray(padded), len(pairs), limit, carry, args,
+        tile=first.tile, is_same=is_same,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("body", "tile", "is_same"))
+def _fold_pairs(body, first, second, pairs, n_pairs, limit, carry, args, *, tile, is_same):
+    def cut(values, start):
+        return jax.lax.dynamic_slice_in_dim(values, start, tile)
 
     def one(i, carry):
         a, b = pairs[i, 0], pairs[i, 1]
-        cut = lambda v, at: jax.lax.dynamic_slice_in_dim(v, at, tile)  # noqa: E731
-        product = jnp.dot(cut(rows, a), cut(rows, b).T, precision=lloyd.EXACT)
-        sqdist = cut(squares, a)[:, None] + cut(squares, b)[None, :] - 2.0 * product
-        is_self = (a + jnp.arange(tile))[:, None] == (b + jnp.arange(tile))[None, :]
-        both = cut(is_row, a)[:, None] & cut(is_row, b)[None, :]
-        return body(a, b, ((sqdist <= limit) | is_self) & both, a != b, carry)
+        product = jnp.dot(cut(first[0], a), cut(second[0], b).T, precision=lloyd.EXACT)
+        sqdist = cut(first[1], a)[:, None] + cut(second[1], b)[None, :] - 2.0 * product
+        is_near = sqdist <= limit
+        if is_same:  # a row is near itself, whatever rounding says
+            is_near = is_near | (jnp.eye(tile, dtype=bool) & (a == b))
+        return body(is_near, a, b, carry, *args)
 
-    return jax.lax.fori_loop(0, len(pairs), one, carry)
-
-
-def _add(values, start, part):
-    old = jax.lax.dynamic_slice_in_dim(values, start, part.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(values, old + part, start, axis=0)
+    return jax.lax.fori_loop(0, n_pairs, one, carry)
 
 
-def _min(values, start, part):
-    old = jax.lax.dynamic_slice_in_dim(values, start, part.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(values, jnp.minimum(old, part), start, axis=0)
+def _count(is_near, a, b, counts):
+    """Neighbours of each row."""
+    tile = is_near.shape[0]
+    of_first = jnp.sum(is_near, axis=1, dtype=jnp.int32)
+    of_second = jnp.where(a == b, 0, jnp.sum(is_near, axis=0, dtype=jnp.int32))
+    for start, part in ((a, of_first), (b, of_second)):
+        old = jax.lax.dynamic_slice_in_dim(counts, start, tile)
+        counts = jax.lax.dynamic_update_slice_in_dim(counts, old + part, start, axis=0)
+    return counts
 
 
-def _to_the_roots(roots):
-    """Follow the numbers until each row has that of its root."""
+def _lowest(is_near, a, b, lowest, numbers):
+    """The lowest of the numbers of the second rows near each first one."""
+    tile = is_near.shape[0]
+    of_second = jax.lax.dynamic_slice_in_dim(numbers, b, tile)
+    old = jax.lax.dynamic_slice_in_dim(lowest, a, tile)
+    part = jnp.min(jnp.where(is_near, of_second[None, :], old[:, None]), axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(lowest, jnp.minimum(old, part), a, axis=0)
+
+
+def _spread(is_near, a, b, roots):
+    """The lowest of the roots near each row, both ways, at once seen by the pairs to come."""
+    roots = _lowest(is_near, a, b, roots, roots)
+    return _lowest(is_near.T, b, a, roots, roots)
+
+
+def _components(fold, core: _Tiles) -> np.ndarray:
+    """A number for each core row, the same where a chain of neighbours joins them."""
+    roots = jnp.arange(core.n_padded, dtype=jnp.int32)
+    while True:
+        spread = _to_the_roots(roots, fold(_spread, core, core, roots))
+        if np.array_equal(spread, roots):
+            return np.asarray(roots)[: len(core.rows_of)]
+        roots = spread
+
+
+@jax.jit
+def _to_the_roots(before, lower):
+    """The root of each tree takes the lowest number that any of its rows has seen; then all rows
+    take that of their root."""
+    hooked = lower.at[before].min(lower)
 
     def jump(carry):
         roots, _ = carry
         further = roots[roots]
         return further, jnp.any(further != roots)
 
-    return jax.lax.while_loop(lambda carry: carry[1], jump, (roots, jnp.bool_(True)))[0]
+    return jax.lax.while_loop(lambda carry: carry[1], jump, (hooked, jnp.bool_(True)))[0]
+
+
+def _number(roots: np.ndarray, rows_of: np.ndarray) -> np.ndarray:
+    """Clusters from 0, in the order of their first rows."""
+    _, which = np.unique(roots, return_inverse=True)
+    first = np.full(which.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, which, rows_of)
+    return np.argsort(np.argsort(first))[which].astype(np.int32)
