@@ -745,3 +745,85 @@ def test_outputs_are_not_replaced_unless_asked_and_must_be_arrays(base, tmp_path
 def test_a_folder_without_a_run_cannot_cluster(tmp_path):
     message = refused(CLUSTER, tmp_path, "digits", "--labels-out", tmp_path / "labels.npy")
     assert str(tmp_path) in message
+
+
+# --- classical clustering and the number of clusters
+
+
+EMBEDDING, SELECT_K = script("cluster_embedding"), script("select_k")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--clusterer", "kmeans"],
+        ["--clusterer", "agglomerative", "--linkage", "average"],
+        ["--clusterer", "hdbscan", "--min-cluster-size", "10"],
+        ["--clusterer", "dbscan", "--eps", "0.5", "--min-samples", "4"],
+    ],
+)
+def test_classical_clusterers_on_the_codes_of_a_run(base, digits, tmp_path, args):
+    out = done(EMBEDDING, base.folder, *args, "--labels-out", tmp_path / "labels.npy")
+    labels = np.load(tmp_path / "labels.npy", allow_pickle=False)
+    assert labels.shape == (200,) and labels.dtype == np.int32
+    score = metrics.nmi(digits[1], labels - labels.min())
+    assert f"nmi {100 * score:.1f} %" in out
+    if args[1] == "kmeans":
+        assert labels.max() == 9
+
+
+def test_classical_clusterers_on_data(tmp_path):
+    np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
+    file = tmp_path / "labels.npy"
+    args = [tmp_path / "x.npy", "--clusterer", "agglomerative", "--labels-out", file]
+    assert "--n-clusters" in refused(EMBEDDING, *args)
+    out = done(EMBEDDING, *args, "--n-clusters", "3")
+    assert "Cluster sizes: 10 10 10" in out and "nmi" not in out
+    assert "--overwrite" in refused(EMBEDDING, *args, "--n-clusters", "3")
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--clusterer", "dbscan"], "--eps is needed for dbscan; the neighbour that makes"),
+        (["--clusterer", "dbscan", "--eps", "-1"], "expected eps > 0"),
+        (["--clusterer", "hdbscan", "--min-cluster-size", "1"], "2 <= min_cluster_size"),
+        (["--labels", "group"], "a run has its own"),
+        (["--n-clusters", "300"], "expected 1 <= n_clusters <= 200"),
+    ],
+)
+def test_clusterers_refuse(base, tmp_path, args, message):
+    file = tmp_path / "labels.npy"
+    assert message in refused(EMBEDDING, base.folder, *args, "--labels-out", file)
+    assert not file.exists()
+
+
+def test_evidence_for_the_number_of_clusters(base, tmp_path):
+    plot = tmp_path / "k.png"
+    out = done(SELECT_K, base.folder, "--k-max", "4", "--out", plot)
+    assert plot.read_bytes()[:4] == b"\x89PNG" and "silhouette" in out
+    assert [line.split()[0] for line in out.splitlines()[1:5]] == ["1", "2", "3", "4"]
+    assert "--overwrite" in refused(SELECT_K, base.folder, "--out", plot)
+    assert "half the rows" in refused(SELECT_K, base.folder, "--k-max", "150", "--out", "a.png")
+    assert "unknown data set" in refused(SELECT_K, "digitz", "--out", tmp_path / "b.png")
+
+
+def test_an_unfinished_run_has_no_codes(base, tmp_path):
+    shutil.copytree(base.folder, tmp_path / "run")
+    (tmp_path / "run" / "embeddings.npy").unlink()
+    assert "expected a finished run" in refused(SELECT_K, tmp_path / "run", "--out", "a.png")
+
+
+# --- the benchmark of k-means
+
+
+def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
+    """Without its peers but scikit-learn, on small rows; no time is asserted."""
+    module = script("benchmark_kmeans")
+    monkeypatch.setattr(module, "RESULT", tmp_path / "none.json")
+    called = call(module, "--quick", "--workloads", "b", "b, seeding")
+    assert called.code == 0 and not (tmp_path / "none.json").exists()
+    rows = [line for line in called.out.splitlines() if line.startswith("| ")]
+    inertia = {row.split("|")[2].strip(): row.split("|")[-2].strip() for row in rows[1:4]}
+    assert inertia["scikit-learn"] == inertia["jax"] == inertia["jax, 2 devices"]
+    assert "expected workloads of a, usps" in call(module, "--workloads", "z").out

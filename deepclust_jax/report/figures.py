@@ -178,6 +178,25 @@ def sample_texts(
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def choice_of_k(path: str | os.PathLike, evidence: Any, suggested: Mapping[str, int]) -> None:
+    """Write one panel per score of `select_k.sweep`, with a line at the number it speaks for."""
+    names = [name for name in evidence._fields if name not in ("k", "gap_error", "centroids")]
+    figure = _figure(9.6, 5.0)
+    grid = figure.subplots(2, 3, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=True):
+        error = evidence.gap_error if name == "gap" else None
+        values = getattr(evidence, name)
+        axes.errorbar(evidence.k, values, yerr=error, color=COLOURS[0], lw=1.5, marker=".")
+        if name in suggested:
+            axes.axvline(suggested[name], color=COLOURS[2], lw=1, ls="--")
+        axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
+        axes.tick_params(labelsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("clusters", fontsize=8)
+    _save(figure, path)
+
+
 def training_curves(
     path: str | os.PathLike, metrics: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:

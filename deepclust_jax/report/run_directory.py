@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deepclust_jax import config, metrics, run, train
+from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import baselines, environment, figures, logs, scores
 
@@ -66,6 +66,29 @@ def write(
     }
     scores.write_report(folder / "report.json", report)
     return report
+
+
+def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Codes [n, d] of the run kept, and the true labels [n] of its data, or None without any.
+
+    Raises DataError or ConfigError where the run is not finished or its data are gone.
+    """
+    if not (folder / "embeddings.npy").is_file():
+        raise config.ConfigError(
+            f"expected a finished run in {folder}, found no embeddings.npy; train it first"
+        )
+    z = np.load(folder / "embeddings.npy", allow_pickle=False)
+    options = run.read_options(folder)
+    kind = None if options.data.kind == "auto" else options.data.kind
+    _, labels = data.load(
+        options.data.data, labels=options.data.labels, kind=kind, limit=options.data.limit
+    )
+    if labels is not None and len(labels) != len(z):
+        raise config.ConfigError(
+            f"expected the {len(z)} rows of the run in {options.data.data}, found {len(labels)}; "
+            "they have changed since"
+        )
+    return z, labels
 
 
 def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -> None:

@@ -1,0 +1,96 @@
+"""How many clusters are in the codes of a run, or in any data? Scores for every number, and a plot.
+
+python scripts/select_k.py digits
+python scripts/select_k.py runs/demo --k-max 20 --out choice_of_k.png
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Scores for every number of clusters."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """Run directory of train_deep_kmeans.py, or name or path of data."""
+
+    k_max: int = 15
+    """Largest number of clusters."""
+
+    k_min: int = 1
+    """Smallest number of clusters."""
+
+    max_rows: int = 10_000
+    """Of more rows a random part is used."""
+
+    seed: int = 0
+    """Seed of all that is drawn."""
+
+    out: Path = Path("choice_of_k.png")
+    """File for the plot."""
+
+    overwrite: bool = False
+    """Replace the file if it is there."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    try:
+        return select(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ not in ("ConfigError", "DataError", "ValueError"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def select(options: Options) -> int:
+    """Load, score, print, draw. -> exit code."""
+    import jax
+    import numpy as np
+
+    from deepclust_jax import config, data
+    from deepclust_jax.clustering import select_k
+    from deepclust_jax.report import figures, run_directory
+
+    if os.path.exists(options.out) and not options.overwrite:
+        raise config.ConfigError(
+            f"{options.out} is there already; add --overwrite or choose another"
+        )
+    if not os.access(options.out.absolute().parent, os.W_OK):
+        raise config.ConfigError(f"cannot write {options.out}; choose a folder that is there")
+    if (Path(options.source) / config.FILE).is_file():
+        rows, _ = run_directory.read_embeddings(Path(options.source))
+    else:
+        dataset, _ = data.load(options.source)
+        rows = np.asarray(dataset.x[:]).reshape(len(dataset.x), -1)
+    evidence = select_k.sweep(
+        jax.random.key(options.seed), rows, options.k_max,
+        k_min=options.k_min, max_rows=options.max_rows,
+    )  # fmt: skip
+    suggested = select_k.suggestions(evidence)
+    names = [name for name in evidence._fields if name not in ("k", "gap_error", "centroids")]
+    print("  ".join(["  k", *(f"{name:>17}" for name in names)]))
+    for i, k in enumerate(evidence.k):
+        cells = [getattr(evidence, name)[i] for name in names]
+        marks = ["*" if suggested.get(name) == k else " " for name in names]
+        line = (f"{c:>16.4g}{mark}" for c, mark in zip(cells, marks, strict=True))
+        print("  ".join([f"{k:>3}", *line]))
+    print("* what each score speaks for; they need not agree.")
+    figures.choice_of_k(options.out, evidence, suggested)
+    print(f"Plot: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

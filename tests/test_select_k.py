@@ -1,0 +1,108 @@
+"""How many clusters: scores as scikit-learn's, the number found on rows that have one."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn import cluster, datasets
+from sklearn import metrics as their_metrics
+
+from deepclust_jax.clustering import kmeans, select_k
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    centres = 8 * np.concatenate([np.zeros((1, 4)), np.eye(4)])  # all far from each other
+    x = datasets.make_blobs(900, centers=centres, cluster_std=1.0, random_state=3)[0]
+    return x.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def evidence(blobs):
+    return select_k.sweep(KEY, blobs, 9)
+
+
+def test_scores_as_sklearn(blobs, evidence):
+    for i, k in enumerate(evidence.k):
+        theirs = cluster.KMeans(k, n_init=10, random_state=0).fit(blobs)
+        np.testing.assert_allclose(evidence.inertia[i], theirs.inertia_, rtol=0.02)
+        centroids = evidence.centroids[i, :k]
+        labels = np.asarray(kmeans.assign(blobs, centroids)[0])
+        inertia = ((blobs - centroids[labels]) ** 2).sum()
+        np.testing.assert_allclose(evidence.inertia[i], inertia, rtol=1e-4)
+        if k == 1:
+            assert np.isnan(evidence.silhouette[i]) and np.isnan(evidence.davies_bouldin[i])
+            continue
+        for name, score in (
+            ("silhouette", their_metrics.silhouette_score),
+            ("calinski_harabasz", their_metrics.calinski_harabasz_score),
+            ("davies_bouldin", their_metrics.davies_bouldin_score),
+        ):
+            np.testing.assert_allclose(getattr(evidence, name)[i], score(blobs, labels), rtol=1e-3)
+
+
+def test_every_score_finds_the_number_of_blobs(evidence):
+    assert select_k.suggestions(evidence) == {
+        "silhouette": 5, "calinski_harabasz": 5, "davies_bouldin": 5, "gap": 5, "stability": 5,
+    }  # fmt: skip
+    assert evidence.stability[4] > 0.99 and evidence.stability[7] < 0.98
+    assert (np.diff(evidence.inertia) < 0).all()
+
+
+def test_one_cluster_is_found_by_the_gap():
+    x = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
+    found = select_k.sweep(KEY, x, 6)
+    assert select_k.suggestions(found)["gap"] == 1
+
+
+def test_references_lie_in_the_box_of_the_principal_axes():
+    x = np.random.default_rng(0).uniform(-1, 1, size=(500, 2)) * [10, 1]
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    drawn = np.asarray(select_k._without_clusters(KEY, (x @ turn).astype(np.float32))) @ turn.T
+    np.testing.assert_allclose(np.abs(drawn).max(axis=0), [10, 1], rtol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0), np.array([10, 1]) / np.sqrt(3), rtol=0.1)
+
+
+def test_offset_and_part_of_the_rows():
+    x = datasets.make_blobs(4000, 3, centers=4, cluster_std=0.5, random_state=1)[0] + 1e6
+    found = select_k.sweep(KEY, x, 6, k_min=2, max_rows=1000, n_init=2, n_references=2, n_halves=2)
+    assert found.k.tolist() == [2, 3, 4, 5, 6]
+    assert select_k.suggestions(found)["silhouette"] == 4
+    true = cluster.KMeans(4, n_init=5, random_state=0).fit(x).cluster_centers_
+    ours = found.centroids[2, :4]
+    assert np.abs(true[:, None] - ours[None]).sum(-1).min(1).max() < 0.3
+
+
+def test_real_digits():
+    x = datasets.load_digits().data
+    found = select_k.sweep(KEY, x, 12, k_min=8, n_init=3, n_references=2, n_halves=4)
+    for i, k in enumerate(found.k):
+        labels = np.asarray(kmeans.assign(x, found.centroids[i, :k])[0])
+        score = their_metrics.silhouette_score(x, labels)
+        np.testing.assert_allclose(found.silhouette[i], score, rtol=2e-3)
+    assert (found.stability > 0.6).all() and (found.gap > 0).all()
+
+
+def test_compiles_once(blobs):
+    select_k.sweep(KEY, blobs, 9)
+    before = select_k._sweep._cache_size()
+    select_k.sweep(jax.random.key(1), blobs, 9)
+    assert select_k._sweep._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k_max": 500}, "expected 1 <= k_min <= k_max <= 450"),
+        ({"k_min": 0}, "expected 1 <= k_min"),
+        ({"k_min": 5}, "expected 1 <= k_min"),
+        ({"n_references": 1}, "expected n_references and n_halves >= 2, found 1 and 6"),
+        ({"x": np.ones(5)}, r"expected rows x of shape \[n, d\]"),
+        ({"x": np.full((900, 2), np.inf)}, "expected finite x"),
+    ],
+)
+def test_bad_input(blobs, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        select_k.sweep(KEY, **({"x": blobs, "k_max": 4} | change))
+    assert "\n" not in str(error.value)
