@@ -477,6 +477,47 @@ def test_random_rows_are_distinct_and_uniform():
     np.testing.assert_allclose(share, 0.2, atol=0.03)
 
 
+def test_cosine_goes_by_angles_alone():
+    """Rows along rays: lengths change nothing, and labels are those of the largest cosine."""
+    rng = np.random.default_rng(0)
+    rays = np.linalg.qr(rng.normal(size=(8, 4)))[0].T
+    x = (rays[np.arange(400) % 4] + 0.1 * rng.normal(size=(400, 8))).astype(np.float32)
+    lengths = rng.uniform(0.01, 100, size=(400, 1)).astype(np.float32)
+    found = kmeans.fit(KEY, x, 4, metric="cosine")
+    scaled = kmeans.fit(KEY, x * lengths, 4, metric="cosine")
+    np.testing.assert_array_equal(found.labels, scaled.labels)
+    assert metrics.ari(np.arange(400) % 4, np.asarray(found.labels)) == 1.0
+    np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1.0, rtol=1e-5)
+    cosine = (x / np.linalg.norm(x, axis=1, keepdims=True)) @ np.asarray(found.centroids).T
+    np.testing.assert_array_equal(found.labels, cosine.argmax(1))
+    np.testing.assert_allclose(found.inertia, np.sum(2 - 2 * cosine.max(1)), rtol=1e-4)
+    np.testing.assert_array_equal(kmeans.assign(kmeans.unit(x), found.centroids)[0], found.labels)
+
+
+def test_cosine_iterations_never_lose_and_fixed_point():
+    x = rows(5, n=600, d=6)
+    sums = [
+        float(kmeans.fit(KEY, x, 7, init=x[:7], metric="cosine", max_iter=i, tol=0.0).inertia)
+        for i in range(1, 12)
+    ]
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(sums, sums[1:], strict=False))
+    found = kmeans.fit(KEY, x, 7, init=x[:7], metric="cosine", tol=0.0)
+    units = np.asarray(kmeans.unit(x), np.float64)
+    means = np.stack([units[np.asarray(found.labels) == j].sum(0) for j in range(7)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    assert bool(found.converged)
+    np.testing.assert_allclose(found.centroids, means, atol=1e-5)
+
+
+def test_cosine_with_restarts_on_a_sample():
+    rng = np.random.default_rng(0)
+    x = (np.eye(40)[np.arange(40_000) % 40] + 0.05 * rng.normal(size=(40_000, 40))).astype(
+        np.float32
+    )
+    found = kmeans.fit(KEY, x, 40, metric="cosine")
+    assert metrics.ari(np.arange(40_000) % 40, np.asarray(found.labels)) > 0.999
+
+
 def test_shift_scale_and_permutation():
     x = rows(11)
     order = np.random.default_rng(0).permutation(len(x))
@@ -501,6 +542,8 @@ def test_shift_scale_and_permutation():
         (lambda x: dict(weights=-np.ones(300)), "expected weights >= 0"),
         (lambda x: dict(n_init=0), "expected n_init and max_iter >= 1"),
         (lambda x: dict(n_active=5), "expected 1 <= n_active <= 4"),
+        (lambda x: dict(metric="cosines"), "expected metric 'euclidean' or 'cosine'"),
+        (lambda x: dict(x=x * (x != x[:1]), metric="cosine"), "expected rows with a direction"),
         (lambda x: dict(x=x.astype(np.float64) * 1e300), "expected finite x"),
     ],
 )

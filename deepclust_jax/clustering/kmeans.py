@@ -71,6 +71,7 @@ def fit(
     weights: Array | None = None,
     n_active: Array | int | None = None,
     sample: int | str | None = "auto",
+    metric: str = "euclidean",
 ) -> KMeans:
     """The best of `n_init` runs of Lloyd's algorithm, by inertia. [n, d] -> KMeans.
 
@@ -96,6 +97,9 @@ def fit(
         sample: rows of which restarts are made; None: all of them. "auto": some thousands, and at
             least 32 for each cluster, where there are four times as many, several restarts and no
             weights.
+        metric: "euclidean", or "cosine": rows and centroids are brought to unit length, and the
+            inertia is the sum of 2 - 2 cosine (spherical k-means). New rows are assigned by
+            `assign(unit(x), centroids)`.
 
     A cluster that loses its last row takes the row farthest from its centroid, as in scikit-learn.
     Gradients: `inertia` and `centroids` are differentiable in x with the labels held fixed, which
@@ -106,13 +110,14 @@ def fit(
     """
     check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     sample = _sample(sample, *x.shape, n_clusters, n_init, init, weights)
+    is_cosine = check_metric(metric)
     offset = np.float32(0)
-    if is_wide(x):  # float32 would lose digits beside a large offset
+    if is_wide(x) and not is_cosine:  # float32 would lose digits beside a large offset
         offset = np.mean(x, axis=0, dtype=np.float64)
     start = None
     if not (isinstance(init, str) or callable(init)):
         start, init, n_init = narrow(init, offset), "given", 1
-    rows, variance, is_tame = narrow(x, offset), None, False
+    rows, variance, is_tame = unit(x) if is_cosine else narrow(x, offset), None, False
     plan = lloyd.plan(*rows.shape, n_clusters, weighted=weights is not None)
     if not isinstance(rows, jax.core.Tracer):
         variance, is_finite, is_tame = survey(rows, rows.shape[0])
@@ -121,18 +126,21 @@ def fit(
     found = _fit(
         key, rows, n_clusters, start, max_iter, tol,
         None if weights is None else narrow(weights, np.float32(0)),
-        n_active, variance, init=init, n_init=n_init, plan=plan, as_it_is=bool(is_tame),
-        sample=sample,
+        n_active, variance, init=init, n_init=n_init, plan=plan, sample=sample,
+        as_it_is=is_cosine or bool(is_tame), spherical=is_cosine,
     )  # fmt: skip
-    if not is_wide(x) or isinstance(found.centroids, jax.core.Tracer):
+    if is_cosine or not is_wide(x) or isinstance(found.centroids, jax.core.Tracer):
         return found._replace(centroids=found.centroids + jnp.asarray(offset, jnp.float32))
     return found._replace(centroids=np.asarray(found.centroids, np.float64) + offset)
 
 
-@partial(jax.jit, static_argnames=("n_clusters", "init", "n_init", "plan", "as_it_is", "sample"))
+_STATIC = ("n_clusters", "init", "n_init", "plan", "as_it_is", "sample", "spherical")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def _fit(
     key, x, n_clusters, start, max_iter, tol, weights, n_active, variance,
-    *, init, n_init, plan, as_it_is, sample=None,
+    *, init, n_init, plan, as_it_is, sample=None, spherical=False,
 ) -> KMeans:  # fmt: skip
     n, d = x.shape
     mean, scale = jnp.zeros((1, d), x.dtype), jnp.ones((), x.dtype)
@@ -145,31 +153,37 @@ def _fit(
     weights = weights / heaviest
     fixed, fixed_weights, start = jax.lax.stop_gradient((x, weights, start))
     active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
-    if variance is None or not as_it_is:
+    if variance is None or not (as_it_is or spherical):
         variance = jnp.mean(jnp.var(fixed, axis=0))
     threshold = tol * variance
     rows = lloyd.prepare(plan, fixed, fixed_weights)
+    descend = partial(
+        lloyd.descend, active=active, max_iter=max_iter, threshold=threshold, spherical=spherical
+    )
     if init == "given":
-        best = lloyd.descend(plan, rows, (start - mean) / scale, active, max_iter, threshold)
+        first = (start - mean) / scale
+        first = lloyd.to_unit_length(first, first) if spherical else first
+        best = descend(plan, rows, first)
     else:
         seed = SEEDINGS.get(init, init)
-        search = partial(
-            _search, key, seed=seed, active=active, max_iter=max_iter, threshold=threshold
-        )
+        search = partial(_search, key, descend, seed=seed, n_clusters=n_clusters, n_init=n_init)
         if sample is None:
-            best = search(plan, rows, n_init=n_init)
+            best = search(plan, rows)
         else:
             few = fixed[spread(jax.random.fold_in(key, n_init), n, sample)]
             small = lloyd.plan(sample, d, n_clusters)
             few = lloyd.prepare(small, few, jnp.ones(sample, x.dtype))
-            centroids = search(small, few, n_init=n_init).centroids
+            centroids = search(small, few).centroids
             if n_clusters >= _MANY:
-                centroids = local_search.improve(key, small, few, centroids, active, _SWAPS)
-            best = lloyd.descend(plan, rows, centroids, active, max_iter, threshold)
+                centroids = local_search.improve(
+                    key, small, few, centroids, active, _SWAPS, spherical=spherical
+                )
+            best = descend(plan, rows, centroids)
     # Anew from the labels: free of what rounding piled up, and with the gradient of means.
     sums, counts = lloyd.totals(plan, x, weights, best.labels, n_clusters)
     means = sums / jnp.maximum(counts, 1e-30)[:, None]
     centroids = jnp.where(counts[:, None] > 0, means, best.centroids)
+    centroids = lloyd.to_unit_length(centroids, best.centroids) if spherical else centroids
     centroids = jnp.where(active[:, None], centroids, centroids[:1])
     labels = _labels(plan, rows, jax.lax.stop_gradient(centroids), active)
     inertia = jnp.sum(weights * lloyd.distances(x, centroids, labels))
@@ -178,12 +192,12 @@ def _fit(
     )
 
 
-def _search(key, plan, rows, *, n_init, seed, active, max_iter, threshold) -> lloyd.Found:
+def _search(key, descend, plan, rows, *, seed, n_clusters, n_init) -> lloyd.Found:
     """The best of `n_init` runs of Lloyd's algorithm."""
 
     def run(i):
-        first = seed(jax.random.split(key, n_init)[i], rows.x, active.shape[0], rows.weights)
-        found = lloyd.descend(plan, rows, first, active, max_iter, threshold)
+        first = seed(jax.random.split(key, n_init)[i], rows.x, n_clusters, rows.weights)
+        found = descend(plan, rows, first)
         sqdist = lloyd.distances(rows.x, found.centroids, found.labels)
         return found, jnp.sum(rows.weights * sqdist)
 
@@ -247,6 +261,30 @@ def survey(x, n):
     spread = jnp.sum(squares) - offset
     is_tame = (offset <= 4 * spread) & (spread > 2.0**-40) & (jnp.max(squares) < 2.0**40)
     return spread / x.shape[1], jnp.isfinite(jnp.sum(squares)), is_tame
+
+
+def unit(x: Array) -> Array:
+    """Rows brought to unit length, for the cosine. [n, d] -> [n, d] float32.
+
+    Raises:
+        ValueError: a row of zeros, which has no direction. Not under a trace.
+    """
+    rows = narrow(x, np.float32(0))
+    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), 1e-38)
+    if not isinstance(rows, jax.core.Tracer):
+        zeros = int(jnp.sum(jnp.all(rows == 0, axis=1)))
+        if zeros:
+            raise ValueError(
+                f"expected rows with a direction, found {zeros} of zeros; leave them out"
+            )
+    return lloyd.to_unit_length(rows, rows)
+
+
+def check_metric(metric: str) -> bool:
+    """Whether the metric is the cosine. Raises ValueError if it is unknown."""
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"expected metric 'euclidean' or 'cosine', found {metric!r}")
+    return metric == "cosine"
 
 
 def _sample(sample, n, d, n_clusters, n_init, init, weights) -> int | None:

@@ -16,13 +16,21 @@ _FOLLOW = 3  # Lloyd's iterations after each
 
 
 def improve(
-    key: Key, plan: lloyd.Plan, rows: lloyd.Rows, centroids: Array, active: Array, steps: int
+    key: Key,
+    plan: lloyd.Plan,
+    rows: lloyd.Rows,
+    centroids: Array,
+    active: Array,
+    steps: int,
+    *,
+    spherical: bool = False,
 ) -> Array:
     """Centroids after `steps` tried swaps; their inertia is at most that of those given. [k, d]."""
 
     def step(i, centroids):
         swapped = _swap(jax.random.fold_in(key, i), plan, rows, centroids, active)
-        return lloyd.descend(plan, rows, swapped, active, _FOLLOW, 0.0).centroids
+        found = lloyd.descend(plan, rows, swapped, active, _FOLLOW, 0.0, spherical=spherical)
+        return found.centroids
 
     return jax.lax.fori_loop(0, steps, step, centroids)
 
