@@ -270,13 +270,11 @@ def unit(x: Array) -> Array:
         ValueError: a row of zeros, which has no direction. Not under a trace.
     """
     rows = narrow(x, np.float32(0))
-    rows = rows / jnp.maximum(jnp.max(jnp.abs(rows), axis=1, keepdims=True), 1e-38)
-    if not isinstance(rows, jax.core.Tracer):
-        zeros = int(jnp.sum(jnp.all(rows == 0, axis=1)))
-        if zeros:
-            raise ValueError(
-                f"expected rows with a direction, found {zeros} of zeros; leave them out"
-            )
+    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
+    zeros = 0 if isinstance(rows, jax.core.Tracer) else int(jnp.sum(largest == 0))
+    if zeros:
+        raise ValueError(f"expected rows with a direction, found {zeros} of zeros; leave them out")
+    rows = rows / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
     return lloyd.to_unit_length(rows, rows)
 
 
