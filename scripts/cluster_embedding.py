@@ -61,7 +61,8 @@ def main(args: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ not in ("ConfigError", "DataError", "ValueError"):
+        named = type(error).__name__ in ("ConfigError", "DataError")
+        if not named and not isinstance(error, ValueError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -78,7 +79,8 @@ def cluster(options: Options) -> int:
         raise config.ConfigError(f"expected a file ending in .npy, found {out}; rename it")
     if os.path.exists(out) and not options.overwrite:
         raise config.ConfigError(f"{out} is there already; add --overwrite or choose another")
-    if not os.access(out.absolute().parent, os.W_OK):
+    folder = out.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise config.ConfigError(f"cannot write {out}; choose a folder that is there")
     z, truth, k = rows_of(options)
     labels = cluster_rows(options, z, k)
@@ -112,10 +114,11 @@ def rows_of(options: Options):
         if options.labels is not None:
             raise config.ConfigError("expected --labels beside data only; a run has its own")
         z, truth = run_directory.read_embeddings(folder)
-        return z, truth, options.n_clusters or run.read_options(folder).data.n_clusters
+        known = run.read_options(folder).data.n_clusters
+        return z, truth, known if options.n_clusters is None else options.n_clusters
     dataset, truth = data.load(options.source, labels=options.labels)
     rows = np.asarray(dataset.x[:]).reshape(len(dataset.x), -1)
-    return rows, truth, options.n_clusters or dataset.n_clusters
+    return rows, truth, dataset.n_clusters if options.n_clusters is None else options.n_clusters
 
 
 def cluster_rows(options: Options, z, k):
@@ -136,6 +139,8 @@ def cluster_rows(options: Options, z, k):
         return classical.hdbscan(
             z, min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
         )
+    if options.min_samples < 1:
+        raise config.ConfigError(f"expected --min-samples >= 1, found {options.min_samples}")
     if options.eps is None:
         half, most = neighbour_distances(z, options.min_samples)
         raise config.ConfigError(

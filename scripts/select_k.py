@@ -48,7 +48,8 @@ def main(args: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ not in ("ConfigError", "DataError", "ValueError"):
+        named = type(error).__name__ in ("ConfigError", "DataError")
+        if not named and not isinstance(error, ValueError):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,7 +68,8 @@ def select(options: Options) -> int:
         raise config.ConfigError(
             f"{options.out} is there already; add --overwrite or choose another"
         )
-    if not os.access(options.out.absolute().parent, os.W_OK):
+    folder = options.out.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise config.ConfigError(f"cannot write {options.out}; choose a folder that is there")
     if (Path(options.source) / config.FILE).is_file():
         rows, _ = run_directory.read_embeddings(Path(options.source))

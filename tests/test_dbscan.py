@@ -87,8 +87,19 @@ def test_duplicates_and_one_row():
     assert dbscan.fit(np.ones((1, 4), np.float32), 0.5, min_samples=1).labels.tolist() == [0]
 
 
+def test_near_duplicates_far_from_the_origin_and_outliers():
+    """Trap: distances from a product are rounding noise where rows are large beside eps."""
+    rng = np.random.default_rng(0)
+    twins = np.repeat(rng.normal(size=(20, 50)), 10, axis=0).astype(np.float32)
+    assert assert_same(twins, 1e-3, 5).max() == 19
+    assert_same(twins[:, :2], 1e-4, 5)
+    for far in (1e4, 1e6):
+        x = np.concatenate([rng.normal(size=(300, 2)), [[far, 0]]]).astype(np.float32)
+        assert assert_same(x, 0.2, 5).max() > 3
+
+
 def test_memory_does_not_go_with_pairs():
-    rows = jax.ShapeDtypeStruct((32_768, 16), jnp.float32)
+    rows = jax.ShapeDtypeStruct((32_768, 200), jnp.float32)
     squares, counts = (jax.ShapeDtypeStruct((32_768,), kind) for kind in (jnp.float32, jnp.int32))
     pairs = jax.ShapeDtypeStruct((1024, 2), jnp.int32)
     both = (rows, squares), (rows, squares)
@@ -110,5 +121,5 @@ def test_memory_does_not_go_with_pairs():
 def test_bad_input(args, message):
     with pytest.raises(ValueError, match=message):
         dbscan.fit(*args)
-    with pytest.raises(ValueError, match="expected min_samples >= 1, found 0"):
+    with pytest.raises(ValueError, match="expected a whole number min_samples >= 1, found 0"):
         dbscan.fit(np.ones((3, 2)), 1.0, min_samples=0)

@@ -212,12 +212,46 @@ def test_first_centroids_of_either_kind_of_array(make_x, make_init):
     np.testing.assert_array_equal(found.labels, wanted)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_first_centroids_on_the_device_beside_wide_rows(dtype):
+    """Trap: rows of float64 are centred on the host; first centroids must follow them."""
+    x = (100 * rows(n=200) + 1000).astype(dtype)
+    a, b = (
+        kmeans.fit(KEY, x, 4, init=make(x[:4]), max_iter=1) for make in (np.asarray, jnp.asarray)
+    )
+    np.testing.assert_array_equal(a.labels, b.labels)
+    np.testing.assert_allclose(a.centroids, b.centroids, rtol=1e-6)
+
+
+def test_rows_without_weight_set_no_scale():
+    x = rows(n=150)
+    far = np.concatenate([x, np.full((1, 5), 1e9, np.float32), np.full((1, 5), -3e38, np.float32)])
+    weights = np.r_[np.ones(150), 0, 0].astype(np.float32)
+    found = kmeans.fit(KEY, far, 4, init=x[:4], weights=weights)
+    alone = kmeans.fit(KEY, x, 4, init=x[:4])
+    np.testing.assert_array_equal(found.labels[:150], alone.labels)
+    np.testing.assert_allclose(found.inertia, alone.inertia, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e200])
+def test_cosine_of_rows_beyond_float32(scale):
+    x = rows().astype(np.float64)
+    first = x[:4]
+    a, b = (kmeans.fit(KEY, v, 4, init=first, metric="cosine") for v in (x, x * scale))
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
 @pytest.mark.parametrize(
     "change", [{"x": [[1.0], [2.0]]}, {"init": [[1.0], [2.0]]}, {"weights": [1.0] * 9}]
 )
 def test_lists_are_refused(change):
     with pytest.raises(ValueError, match="expected"):
         kmeans.fit(KEY, n_clusters=2, **({"x": np.eye(9, dtype=np.float32)} | change))
+
+
+def test_assign_refuses_no_centroids():
+    with pytest.raises(ValueError, match="expected x"):
+        kmeans.assign(rows(), np.zeros((0, 5), np.float32))
 
 
 def test_ties_go_to_the_lowest_index():
@@ -542,6 +576,10 @@ def test_shift_scale_and_permutation():
         (lambda x: dict(weights=-np.ones(300)), "expected weights >= 0"),
         (lambda x: dict(n_init=0), "expected n_init and max_iter >= 1"),
         (lambda x: dict(n_active=5), "expected 1 <= n_active <= 4"),
+        (lambda x: dict(n_clusters=3.0), "expected a whole number n_clusters, found 3.0"),
+        (lambda x: dict(n_active=np.int64(0)), "expected 1 <= n_active <= 4"),
+        (lambda x: dict(init=np.full((4, 5), np.nan)), "expected finite init, found 20 NaN"),
+        (lambda x: dict(init=lambda k, x, n, w: x[:2]), r"\(4, 5\) from the function init"),
         (lambda x: dict(metric="cosines"), "expected metric 'euclidean' or 'cosine'"),
         (lambda x: dict(x=x * (x != x[:1]), metric="cosine"), "expected rows with a direction"),
         (lambda x: dict(x=x.astype(np.float64) * 1e300), "expected finite x"),

@@ -55,6 +55,22 @@ def test_rows_of_a_sample_are_distinct_and_equally_likely():
     np.testing.assert_allclose(share * 103, 1.0, atol=0.12)  # 5 sigma
 
 
+@pytest.mark.parametrize("n", [1900, 4990])
+def test_a_sample_reaches_all_rows(n):
+    """Trap: stretches of equal length leave out the end, which in sorted rows is a cluster."""
+    draw = jax.vmap(lambda key: kmeans.spread(key, n, 1000))(jax.random.split(KEY, 50))
+    tenths = np.stack([np.bincount(rows * 10 // n, minlength=10) for rows in np.asarray(draw)])
+    assert tenths.min() > 80 and tenths.max() < 120
+
+
+def test_restarts_on_a_sample_of_sorted_rows():
+    x = blobs(5, 40_950, 2, 10, spread=50.0)
+    x = x[np.argsort(np.arange(40_950) % 10, kind="stable")]
+    best = float(kmeans.fit(KEY, x, 10, sample=None).inertia)
+    for seed in range(3):
+        assert float(kmeans.fit(jax.random.key(seed), x, 10).inertia) < 1.001 * best
+
+
 @pytest.mark.parametrize("sample", [3, 301, "some", 20.0])
 def test_a_sample_that_cannot_be(sample):
     with pytest.raises(ValueError, match="expected sample as 'auto', None or rows from 4 to 300"):

@@ -84,6 +84,14 @@ def test_real_digits():
     assert (found.stability > 0.6).all() and (found.gap > 0).all()
 
 
+def test_rows_that_are_all_alike_say_nothing():
+    settings = dict(n_init=2, n_references=2, n_halves=2)
+    assert select_k.suggestions(select_k.sweep(KEY, np.ones((60, 3)), 4, **settings)) == {}
+    three = np.repeat(np.eye(3), 20, axis=0)
+    found = select_k.sweep(KEY, three, 5, **settings)
+    assert np.isnan(found.silhouette[2:]).all() and np.isfinite(found.silhouette[1])
+
+
 def test_compiles_once(blobs):
     select_k.sweep(KEY, blobs, 9)
     before = select_k._sweep._cache_size()

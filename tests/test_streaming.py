@@ -80,6 +80,21 @@ def test_a_cluster_without_rows_keeps_its_centroid():
     assert np.isfinite(found.centroids).all() and found.labels.max() == 2
 
 
+def test_empty_blocks_are_passed_over():
+    x = blobs()
+    parts = [x[:0], x[:2000], x[2000:2000], x[2000:]]
+    found = streaming.fit(KEY, lambda: iter(parts), 7, init=x[:7])
+    np.testing.assert_array_equal(found.labels, streaming.fit(KEY, x, 7, init=x[:7]).labels)
+
+
+def test_a_batch_without_weight_changes_nothing():
+    state = streaming.partial_fit(streaming.start(blobs()[:3]), blobs(n=50))
+    same = streaming.partial_fit(state, blobs(1, n=50), np.zeros(50))
+    np.testing.assert_array_equal(same.centroids, state.centroids)
+    with pytest.raises(ValueError, match="expected weights >= 0"):
+        streaming.partial_fit(state, blobs(n=50), -np.ones(50))
+
+
 def test_partial_fit_is_the_mean_of_all_rows_given():
     x = blobs()
     state = streaming.start(x[:7])
@@ -121,11 +136,15 @@ def test_mini_batches_of_real_rows(data_dir):
         (blobs(n=5), {}, "expected at least 7 rows"),
         (blobs()[0], {}, r"expected rows of shape \[n, d\]"),
         (lambda: iter([]), {}, "expected blocks of rows, found none"),
-        (lambda: iter([blobs(), blobs(d=5)]), {}, r"expected blocks of shape \[b, 6\]"),
+        (lambda: iter([blobs(), blobs(d=5)]), {}, r"expected blocks as arrays \[b, 6\]"),
         (np.where(blobs() > 9, np.nan, blobs()), {}, "expected finite x, rows from 0 on"),
         (blobs(), {"init": blobs(n=6)}, r"expected first centroids \(7, 6\)"),
-        (blobs(), {"sample": 3}, "expected block >= 1 and sample >= 7"),
+        (blobs(), {"sample": 3}, "expected block and max_iter >= 1 and sample >= 7"),
         (blobs(), {"init": "kmeans"}, "expected init 'k-means"),
+        (blobs(), {"max_iter": 0}, "expected block and max_iter >= 1"),
+        (blobs(), {"init": np.full((7, 6), np.nan)}, "expected finite init"),
+        (blobs().tolist(), {}, r"expected rows of shape \[n, d\]"),
+        (lambda: iter([blobs().tolist()]), {}, r"expected blocks as arrays \[b, d\]"),
     ],
 )
 def test_bad_input(source, change, message):
@@ -146,8 +165,8 @@ def test_an_iterator_that_gives_other_rows():
 @pytest.mark.parametrize(
     "x, message",
     [
-        (np.zeros((3, 5), np.float32), r"expected a batch \[b, 6\], found \(3, 5\)"),
-        (np.zeros((0, 6), np.float32), r"expected a batch \[b, 6\], found \(0, 6\)"),
+        (np.zeros((3, 5), np.float32), r"expected a batch as an array \[b, 6\], found \(3, 5\)"),
+        (np.zeros((0, 6), np.float32), r"expected a batch as an array \[b, 6\], found \(0, 6\)"),
         (np.full((3, 6), np.nan, np.float32), "expected finite x"),
     ],
 )

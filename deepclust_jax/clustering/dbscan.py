@@ -17,6 +17,8 @@ from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array
 
 _TILE = 1024
+_FEW = 16  # rows whose distances are taken by differences at once
+_ROUNDING = 8 * 2.0**-23  # of a squared distance from a product, as a share of the squares
 
 
 class DBSCAN(NamedTuple):
@@ -34,10 +36,11 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
         eps: two rows are neighbours up to this Euclidean distance, > 0.
         min_samples: rows within eps, itself among them, that make a row a core row, >= 1.
 
-    A row that is no core row goes to the first cluster with a core row near it, or is noise. Two
-    rows whose distance is eps up to the rounding of float32 may be taken for neighbours or not.
+    A row that is no core row goes to the first cluster with a core row near it, or is noise.
+    Distances near eps are taken by differences: two rows whose distance is eps up to the rounding
+    of float32 may be taken for neighbours or not.
 
-    Time goes with n^2 d at most, memory with n.
+    Time goes with n^2 d at most, memory with n. Not to be traced: the host chooses the tiles.
 
     Raises:
         ValueError: wrong shapes, NaN or infinite values, eps or min_samples out of range.
@@ -46,9 +49,10 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
     kmeans.check_finite("x", x)
     if not eps > 0 or not np.isfinite(eps):
         raise ValueError(f"expected eps > 0, found {eps}")
-    if min_samples < 1:
-        raise ValueError(f"expected min_samples >= 1, found {min_samples}")
+    if min_samples < 1 or int(min_samples) != min_samples:
+        raise ValueError(f"expected a whole number min_samples >= 1, found {min_samples}")
     offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    eps = min(float(eps), 1e38)
     rows, limit, keys = _scaled(kmeans.narrow(x, offset), jnp.float32(eps))
     rows, keys = np.asarray(rows), np.asarray(keys)
     order = np.argsort(keys, kind="stable")
@@ -65,10 +69,10 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
         labels[core.rows_of] = _number(_components(fold, core), core.rows_of)
         border = _Tiles.of(rows, keys, order[~is_core[order]])
         if len(border.rows_of):
-            none = np.iinfo(np.int32).max
+            none = np.int32(np.iinfo(np.int32).max)
             clusters = np.full(core.n_padded, none, np.int32)
             clusters[: len(core.rows_of)] = labels[core.rows_of]
-            first = jnp.full(border.n_padded, none)
+            first = jnp.full(border.n_padded, none, jnp.int32)
             first = fold(_lowest, border, core, first, jnp.asarray(clusters))
             first = np.asarray(first)[: len(border.rows_of)]
             labels[border.rows_of] = np.where(first == none, -1, first)
@@ -77,10 +81,9 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
 
 @jax.jit
 def _scaled(x, eps):
-    """Rows centred and of size 1, the square of eps on that scale, and the widest feature."""
-    mean = jnp.mean(x, axis=0, keepdims=True)
-    scale = kmeans.power_of_two(x - mean)
-    rows = (x - mean) / scale
+    """Rows of size 1, the square of eps on that scale, and the widest feature."""
+    scale = kmeans.power_of_two(x)  # no centring: differences of the rows stay exact
+    rows = x / scale
     limit = jnp.minimum((eps / scale) ** 2, 1e30)  # below the infinity of the padding
     return rows, limit, rows[:, jnp.argmax(jnp.var(rows, axis=0))]
 
@@ -89,7 +92,7 @@ class _Tiles(NamedTuple):
     """Some of the rows in order of their keys, padded to whole tiles by rows far from all."""
 
     x: Array  # [m, d]
-    squares: Array  # [m], infinite where padded
+    padding: Array  # [m], infinite where padded, else 0
     rows_of: np.ndarray  # numbers of the rows, without the padding
     low: np.ndarray  # [m / tile], the smallest key of each tile
     high: np.ndarray  # [m / tile]
@@ -104,12 +107,12 @@ class _Tiles(NamedTuple):
         tile = min(_TILE, max(len(rows), 1))
         n_tiles = 1 << max(-(-len(chosen) // tile) - 1, 0).bit_length()  # few different shapes
         padding = n_tiles * tile - len(chosen)
-        x = np.pad(rows[chosen], ((0, padding), (0, 0)))
-        squares = np.pad(np.sum(x**2, axis=1)[: len(chosen)], (0, padding), constant_values=np.inf)
+        x = np.pad(rows[chosen], ((0, padding), (0, 0)), mode="edge" if len(chosen) else "constant")
+        far = np.repeat(np.float32([0, np.inf]), [len(chosen), padding])
         low = np.pad(keys[chosen], (0, padding), constant_values=np.inf).reshape(n_tiles, tile)
         high = np.pad(keys[chosen], (0, padding), constant_values=-np.inf).reshape(n_tiles, tile)
         return cls(
-            jnp.asarray(x), jnp.asarray(squares), chosen, low.min(axis=1), high.max(axis=1), tile
+            jnp.asarray(x), jnp.asarray(far), chosen, low.min(axis=1), high.max(axis=1), tile
         )
 
 
@@ -135,14 +138,35 @@ def _fold_pairs(body, first, second, pairs, n_pairs, limit, carry, args, *, tile
 
     def one(i, carry):
         a, b = pairs[i, 0], pairs[i, 1]
-        product = jnp.dot(cut(first[0], a), cut(second[0], b).T, precision=lloyd.EXACT)
-        sqdist = cut(first[1], a)[:, None] + cut(second[1], b)[None, :] - 2.0 * product
-        is_near = sqdist <= limit
+        rows = cut(first[0], a), cut(second[0], b)
+        far = cut(first[1], a)[:, None] + cut(second[1], b)[None, :]
+        is_near = _is_near(*rows, limit) & (far == 0)
         if is_same:  # a row is near itself, whatever rounding says
             is_near = is_near | (jnp.eye(tile, dtype=bool) & (a == b))
         return body(is_near, a, b, carry, *args)
 
     return jax.lax.fori_loop(0, n_pairs, one, carry)
+
+
+def _is_near(a, b, limit):
+    """Whether squared distances are at most the limit. [t, d], [t, d] -> bool [t, t].
+
+    By a product; of the rows where its rounding leaves a distance in doubt, by differences.
+    """
+    origin = jnp.mean(a, axis=0, keepdims=True)
+    p, q = a - origin, b - origin
+    squares = jnp.sum(p**2, axis=1)[:, None] + jnp.sum(q**2, axis=1)[None, :]
+    sqdist = squares - 2.0 * jnp.dot(p, q.T, precision=lloyd.EXACT)
+    in_doubt = jnp.any(jnp.abs(sqdist - limit) <= _ROUNDING * squares, axis=1)
+    order = jnp.argsort(~in_doubt)  # those in doubt first
+    few = min(_FEW, len(order))
+
+    def check(i, sqdist):
+        rows = jax.lax.dynamic_slice_in_dim(order, i * few, few)
+        exact = jnp.sum((a[rows][:, None, :] - b[None, :, :]) ** 2, axis=-1)
+        return sqdist.at[rows].set(exact)
+
+    return jax.lax.fori_loop(0, -(-jnp.sum(in_doubt) // few), check, sqdist) <= limit
 
 
 def _count(is_near, a, b, counts):

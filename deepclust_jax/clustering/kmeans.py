@@ -51,7 +51,8 @@ def assign(x: Array, centroids: Array) -> tuple[Array, Array]:
         found = f"a {type(x).__name__} and a {type(centroids).__name__}"
         raise ValueError(f"expected arrays x [n, d] and centroids [k, d], found {found}")
     shapes = np.shape(x), np.shape(centroids)
-    if not len(shapes[0]) == len(shapes[1]) == 2 or 0 in shapes[0] or shapes[0][1] != shapes[1][1]:
+    empty = 0 in shapes[0] or 0 in shapes[1]
+    if not len(shapes[0]) == len(shapes[1]) == 2 or empty or shapes[0][1] != shapes[1][1]:
         raise ValueError(f"expected x [n, d] and centroids [k, d], found {shapes[0]}, {shapes[1]}")
     offset = np.float32(0)
     if _is_host(x) and _is_host(centroids):
@@ -144,17 +145,20 @@ def _fit(
 ) -> KMeans:  # fmt: skip
     n, d = x.shape
     mean, scale = jnp.zeros((1, d), x.dtype), jnp.ones((), x.dtype)
-    if not as_it_is:  # of size 1: squares neither overflow nor vanish
-        mean = jnp.mean(jax.lax.stop_gradient(x), axis=0, keepdims=True)
-        scale = power_of_two(x - mean)
-        x = (x - mean) / scale
     weights = jnp.ones(n, x.dtype) if weights is None else weights
     heaviest = jax.lax.stop_gradient(jnp.max(weights))
     weights = weights / heaviest
+    share = jax.lax.stop_gradient(weights / jnp.sum(weights))[:, None]  # 0: the row does not count
+    if not as_it_is:  # of size 1: squares neither overflow nor vanish
+        counted = jnp.where(share > 0, jax.lax.stop_gradient(x), 0.0)
+        mean = jnp.sum(share * counted, axis=0, keepdims=True)
+        scale = power_of_two(jnp.where(share > 0, x - mean, 0.0))
+        x = jnp.clip((x - mean) / scale, -1e15, 1e15)
     fixed, fixed_weights, start = jax.lax.stop_gradient((x, weights, start))
     active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
     if variance is None or not (as_it_is or spherical):
-        variance = jnp.mean(jnp.var(fixed, axis=0))
+        average = jnp.sum(share * fixed, axis=0, keepdims=True)
+        variance = jnp.sum(jnp.mean(share * (fixed - average) ** 2, axis=1))
     threshold = tol * variance
     rows = lloyd.prepare(plan, fixed, fixed_weights)
     descend = partial(
@@ -170,10 +174,18 @@ def _fit(
         if sample is None:
             best = search(plan, rows)
         else:
-            few = fixed[spread(jax.random.fold_in(key, n_init), n, sample)]
+            few_key, more_key = jax.random.split(jax.random.fold_in(key, n_init))
+            few = fixed[spread(few_key, n, sample)]
             small = lloyd.plan(sample, d, n_clusters)
             few = lloyd.prepare(small, few, jnp.ones(sample, x.dtype))
-            centroids = search(small, few).centroids
+            more = fixed[spread(more_key, n, min(4 * sample, n))]  # other rows are the fairer judge
+
+            def judge(centroids):
+                return jnp.sum(
+                    lloyd.distances(more, centroids, _labels_of(more, centroids, active))
+                )
+
+            centroids = search(small, few, judge=judge).centroids
             if n_clusters >= _MANY:
                 centroids = local_search.improve(
                     key, small, few, centroids, active, _SWAPS, spherical=spherical
@@ -192,12 +204,19 @@ def _fit(
     )
 
 
-def _search(key, descend, plan, rows, *, seed, n_clusters, n_init) -> lloyd.Found:
-    """The best of `n_init` runs of Lloyd's algorithm."""
+def _search(key, descend, plan, rows, *, seed, n_clusters, n_init, judge=None) -> lloyd.Found:
+    """The best of `n_init` runs of Lloyd's algorithm, by inertia or another judge of centroids."""
 
     def run(i):
         first = seed(jax.random.split(key, n_init)[i], rows.x, n_clusters, rows.weights)
+        if first.shape != (n_clusters, rows.x.shape[1]):
+            raise ValueError(
+                f"expected first centroids {(n_clusters, rows.x.shape[1])} from the function init, "
+                f"found {first.shape}"
+            )
         found = descend(plan, rows, first)
+        if judge is not None:
+            return found, judge(found.centroids)
         sqdist = lloyd.distances(rows.x, found.centroids, found.labels)
         return found, jnp.sum(rows.weights * sqdist)
 
@@ -208,12 +227,18 @@ def _search(key, descend, plan, rows, *, seed, n_clusters, n_init) -> lloyd.Foun
     return jax.lax.fori_loop(1, n_init, better, run(0))[0]
 
 
-def spread(key, n, size):
-    """Row numbers [size], one at random in each stretch of the rows, all equally likely."""
+def spread(key: Key, n: int, size: int) -> Array:
+    """Row numbers [size], one at random in each stretch of the n rows, all equally likely."""
     start, within = jax.random.split(key)
-    stretch = n // size
-    rows = stretch * jnp.arange(size) + jax.random.randint(within, (size,), 0, stretch)
+    edges = (np.arange(size + 1, dtype=np.int64) * n // size).astype(np.int32)
+    rows = jax.random.randint(within, (size,), edges[:-1], edges[1:])
     return (rows + jax.random.randint(start, (), 0, n)) % n
+
+
+def _labels_of(x, centroids, active):
+    """Nearest active centroid of other rows. -> [n] int32."""
+    plan = lloyd.plan(*x.shape, centroids.shape[0])
+    return _labels(plan, lloyd.prepare(plan, x, jnp.ones(x.shape[0], x.dtype)), centroids, active)
 
 
 def _labels(plan, rows, centroids, active):
@@ -269,6 +294,9 @@ def unit(x: Array) -> Array:
     Raises:
         ValueError: a row of zeros, which has no direction. Not under a trace.
     """
+    if _is_host(x):  # float64 has directions that float32 has not
+        lengths = np.max(np.abs(x), axis=1, keepdims=True).astype(np.float64)
+        x = x / np.where(lengths > 0, lengths, 1.0)
     rows = narrow(x, np.float32(0))
     largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
     zeros = 0 if isinstance(rows, jax.core.Tracer) else int(jnp.sum(largest == 0))
@@ -293,13 +321,14 @@ def _sample(sample, n, d, n_clusters, n_init, init, weights) -> int | None:
         return size if is_worth_it and not hasattr(init, "shape") else None
     if sample is None:
         return None
-    if not isinstance(sample, int) or not n_clusters <= sample <= n:
+    is_number = isinstance(sample, int | np.integer)
+    if not is_number or not n_clusters <= sample <= n:
         raise ValueError(
             f"expected sample as 'auto', None or rows from {n_clusters} to {n}, found {sample!r}"
         )
     if weights is not None or hasattr(init, "shape"):
         raise ValueError("expected sample None beside weights or first centroids, found a sample")
-    return sample
+    return int(sample)
 
 
 def _is_host(x) -> bool:
@@ -316,7 +345,8 @@ def narrow(x, offset) -> Array:
     if _is_host(x):
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is found
             return jnp.asarray(np.asarray(x - offset if np.any(offset) else x, np.float32))
-    return x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    x = x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    return x - jnp.asarray(offset, x.dtype)[None, :] if np.any(offset) else x
 
 
 def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
@@ -326,9 +356,11 @@ def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
     if np.ndim(x) != 2 or 0 in x.shape:
         raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
     n, d = x.shape
+    if not isinstance(n_clusters, int | np.integer):
+        raise ValueError(f"expected a whole number n_clusters, found {n_clusters!r}")
     if not 1 <= n_clusters <= n:
         raise ValueError(f"expected 1 <= n_clusters <= {n} (the rows), found {n_clusters}")
-    if isinstance(n_active, int) and not 1 <= n_active <= n_clusters:
+    if isinstance(n_active, int | np.integer) and not 1 <= n_active <= n_clusters:
         raise ValueError(f"expected 1 <= n_active <= {n_clusters}, found {n_active}")
     if n_init < 1 or (not isinstance(max_iter, jax.core.Tracer) and max_iter < 1):
         raise ValueError(f"expected n_init and max_iter >= 1, found {n_init} and {max_iter}")
@@ -339,6 +371,8 @@ def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
         raise ValueError(f"expected init {names}, centroids or a function, found {init!r}")
     if hasattr(init, "shape") and init.shape != (n_clusters, d):
         raise ValueError(f"expected first centroids {(n_clusters, d)}, found {init.shape}")
+    if hasattr(init, "shape"):
+        check_finite("init", init)
     if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
         raise ValueError(f"expected weights of shape ({n},), found {np.shape(weights)}")
     if weights is None or isinstance(weights, jax.core.Tracer):

@@ -88,10 +88,11 @@ def sweep(
 
 
 def suggestions(evidence: Evidence) -> dict[str, int]:
-    """The number of clusters that each score speaks for; scores that are nan throughout say none.
+    """The number of clusters that each score speaks for; a score without a best one says none.
 
     Of the gap the smallest k that is within a standard error of the next one (Tibshirani et al.
-    2001), of the stability the largest k among the most stable ones, up to 0.01.
+    2001), which can not be the last one; of the stability the largest k among the most stable
+    ones, up to 0.01.
     """
     k, found = evidence.k, {}
     for name, sign in (("silhouette", 1), ("calinski_harabasz", 1), ("davies_bouldin", -1)):
@@ -158,8 +159,11 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
         }
 
     found = jax.lax.map(scores, ks)
-    for name in ("silhouette", "calinski_harabasz", "davies_bouldin"):
-        found[name] = jnp.where(ks > 1, found[name], jnp.nan)
+    # Inertia that is rounding: as many clusters as there are distinct rows, or more.
+    is_left = found["inertia"] > 1e-10 * total
+    for name in ("silhouette", "calinski_harabasz", "davies_bouldin", "gap", "stability"):
+        has_meaning = is_left if name in ("gap", "stability") else is_left & (ks > 1)
+        found[name] = jnp.where(has_meaning, found[name], jnp.nan)
     return found
 
 

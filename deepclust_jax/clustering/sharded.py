@@ -54,6 +54,8 @@ def fit(
     is_given = hasattr(init, "shape")
     kmeans.check(x, n_clusters, init, n_init, max_iter, None, None)
     n = x.shape[0]
+    if sample < n_clusters:
+        raise ValueError(f"expected sample >= {n_clusters} (the clusters), found {sample}")
     rows, weights, mesh, offset = _place(x, devices)
     variance, is_finite, is_tame = kmeans.survey(rows, n)
     if not is_finite:
@@ -64,7 +66,9 @@ def fit(
     if is_given:
         start = (kmeans.narrow(init, offset) - mean) / scale
     else:
-        few = _take(rows, kmeans.spread(jax.random.fold_in(key, n_init), n, min(sample, n)))
+        chosen = kmeans.spread(jax.random.fold_in(key, n_init), n, min(sample, n))
+        whole = NamedSharding(mesh, PartitionSpec())
+        few = jax.jit(lambda x, rows: x[rows], out_shardings=whole)(rows, np.asarray(chosen))
         few = jnp.asarray(np.asarray(few))  # on one device
         start = kmeans.fit(key, few, n_clusters, init=init, n_init=n_init, tol=tol).centroids
     plan = lloyd.plan(
@@ -118,11 +122,6 @@ def _normalise(x, weights):
     scale = kmeans.power_of_two(centred)
     rows = centred / scale
     return rows, mean, scale, jnp.sum(jnp.mean(rows**2, axis=1)) / n
-
-
-@jax.jit
-def _take(x, rows):
-    return x[rows]
 
 
 @partial(jax.jit, static_argnames=("plan", "mesh"))

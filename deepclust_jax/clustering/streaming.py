@@ -32,7 +32,7 @@ def start(centroids: Array) -> MiniBatch:
     centroids = jnp.asarray(centroids, jnp.float32)
     if centroids.ndim != 2 or 0 in centroids.shape:
         raise ValueError(f"expected centroids [k, d], found {centroids.shape}")
-    return MiniBatch(centroids, jnp.zeros(centroids.shape[0]))
+    return MiniBatch(centroids, jnp.zeros(centroids.shape[0], jnp.float32))
 
 
 def partial_fit(state: MiniBatch, x: Array, weights: Array | None = None) -> MiniBatch:
@@ -40,16 +40,20 @@ def partial_fit(state: MiniBatch, x: Array, weights: Array | None = None) -> Min
     to it (Sculley 2010, with the rate 1 / count). [b, d], [b].
 
     Raises:
-        ValueError: wrong shapes, NaN or infinite values.
+        ValueError: wrong shapes, NaN or infinite values, negative weights.
     """
-    k, d = state.centroids.shape
-    if np.ndim(x) != 2 or x.shape[0] == 0 or x.shape[1] != d:
-        raise ValueError(f"expected a batch [b, {d}], found {np.shape(x)}")
-    kmeans.check(x, 1, "random", 1, 1, weights, None)
+    d = state.centroids.shape[1]
+    if not hasattr(x, "shape") or x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != d:
+        raise ValueError(f"expected a batch as an array [b, {d}], found {np.shape(x)}")
+    weights = np.ones(x.shape[0], np.float32) if weights is None else weights
+    if np.shape(weights) != (x.shape[0],):
+        raise ValueError(f"expected weights of shape ({x.shape[0]},), found {np.shape(weights)}")
+    weights = jnp.asarray(weights, jnp.float32)
     kmeans.check_finite("x", x)
-    x = kmeans.narrow(x, np.float32(0))
-    weights = jnp.ones(x.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
-    return _partial_fit(state, x, weights)
+    kmeans.check_finite("weights", weights)
+    if not isinstance(weights, jax.core.Tracer) and bool(jnp.any(weights < 0)):
+        raise ValueError("expected weights >= 0, found negative ones")
+    return _partial_fit(state, kmeans.narrow(x, np.float32(0)).astype(jnp.float32), weights)
 
 
 @jax.jit
@@ -98,9 +102,10 @@ def fit(
         ValueError: wrong shapes, fewer rows than clusters, NaN or infinite values, or an iterator
             that gives other rows at its second call.
     """
-    if block < 1 or sample < n_clusters:
+    if min(block, max_iter) < 1 or sample < n_clusters:
         raise ValueError(
-            f"expected block >= 1 and sample >= {n_clusters}, found {block} and {sample}"
+            f"expected block and max_iter >= 1 and sample >= {n_clusters}, found {block}, "
+            f"{max_iter} and {sample}"
         )
     blocks = _blocks(source, block)
     few, offset, variance, n = _survey(key, blocks, sample)
@@ -108,7 +113,7 @@ def fit(
         raise ValueError(f"expected at least {n_clusters} rows, one for each cluster, found {n}")
     if hasattr(init, "shape"):
         centroids = np.asarray(init, np.float64) - offset
-        kmeans.check(few, min(n_clusters, len(few)), "random", 1, max_iter, None, None)
+        kmeans.check_finite("init", init)
         if centroids.shape != (n_clusters, few.shape[1]):
             raise ValueError(
                 f"expected first centroids {(n_clusters, few.shape[1])}, found {centroids.shape}"
@@ -119,7 +124,7 @@ def fit(
     centroids = jnp.asarray(centroids, jnp.float32)
     labels, n_iter, converged = np.full(n, -1, np.int32), 0, False
     while n_iter < max_iter and not converged:
-        totals = lloyd.Totals(jnp.zeros_like(centroids), jnp.zeros(n_clusters))
+        totals = lloyd.Totals(jnp.zeros_like(centroids), jnp.zeros(n_clusters, jnp.float32))
         repeated = True
         for rows, new, part, _ in _passes(blocks, centroids, offset, n):
             totals = jax.tree.map(jnp.add, totals, part)
@@ -145,8 +150,8 @@ def fit(
 def _blocks(source: Source, block: int) -> Callable[[], Iterator[np.ndarray]]:
     """A function that gives the rows again at every call, in blocks."""
     if callable(source):
-        return lambda: iter(source())
-    if np.ndim(source) != 2 or 0 in source.shape:
+        return lambda: (x for x in source() if not hasattr(x, "shape") or x.shape[0] > 0)
+    if not hasattr(source, "shape") or source.ndim != 2 or 0 in source.shape:
         raise ValueError(f"expected rows of shape [n, d], found {np.shape(source)}")
     starts = range(0, source.shape[0], block)
     return lambda: (np.asarray(source[start : start + block]) for start in starts)
@@ -162,9 +167,13 @@ def _survey(key, blocks, size) -> tuple[np.ndarray, np.ndarray, float, int]:
     kept, numbers, n = None, np.empty(0), 0
     mean = squares = 0.0
     for x in blocks():
-        if np.ndim(x) != 2 or (kept is not None and x.shape[1] != kept.shape[1]):
+        if (
+            not hasattr(x, "shape")
+            or x.ndim != 2
+            or (kept is not None and x.shape[1] != kept.shape[1])
+        ):
             width = "d" if kept is None else kept.shape[1]
-            raise ValueError(f"expected blocks of shape [b, {width}], found {np.shape(x)}")
+            raise ValueError(f"expected blocks as arrays [b, {width}], found {np.shape(x)}")
         kmeans.check_finite(f"x, rows from {n} on", x)
         drawn = rng.uniform(size=len(x))
         # The means of blocks are joined (Chan et al. 1979): a large offset costs no digits.
