@@ -512,28 +512,26 @@ SEEDINGS = {
 
 
 def table(result: dict[str, Any]) -> str:
-    """The table in Markdown; ratios are of medians."""
+    """The table in Markdown: median, range, and how many times the median of jax that is."""
+    found = [entry["rounds"] for entry in result["workloads"].values()]
+    names = [name for name in CONTENDERS | SEEDINGS if any(name in rounds for rounds in found)]
     lines = [
-        "| workload | contender | median (range) | time over that of jax | extra MiB | inertia |",
-        "|---|---|---|---|---|---|",
+        f"| workload | {' | '.join(names)} | extra MiB of jax, least and most of the peers |",
+        "|" + "---|" * (len(names) + 2),
     ]
     for name, entry in result["workloads"].items():
         work, rounds = Workload(**entry["workload"]), entry["rounds"]
-        ours = statistics.median(one["ms"] for one in rounds["jax"])
         what = f"{name}: {work.rows} {work.n:,} × {work.d}, k {work.k:,}"
         what += f", {work.restarts} restarts" if work.restarts > 1 else ""
-        what += f", {TASKS[work.task][0]}"
-        for contender, found in rounds.items():
-            times = [one["ms"] for one in found]
-            ratio = "" if contender == "jax" else f"{statistics.median(times) / ours:.2f}"
-            memory = [one["extra_mib"] for one in found if "extra_mib" in one]
-            lines.append(
-                f"| {what} | {contender} | {statistics.median(times):,.1f} "
-                f"({min(times):,.1f}–{max(times):,.1f}) | {ratio} | "
-                f"{f'{statistics.median(memory):,.0f}' if memory else ''} | "
-                f"{statistics.median(one['inertia'] for one in found):.6g} |"
-            )
-            what = ""
+        cells = [_cell(rounds.get(contender), rounds["jax"]) for contender in names]
+        memory = {
+            contender: statistics.median(one["extra_mib"] for one in times)
+            for contender, times in rounds.items()
+            if "extra_mib" in times[0]
+        }
+        peers = [mib for contender, mib in memory.items() if contender in PEERS]
+        extra = f"{memory['jax']:,.0f}, {min(peers):,.0f}–{max(peers):,.0f}" if peers else ""
+        lines.append(f"| {what}, {TASKS[work.task][0]} | {' | '.join(cells)} | {extra} |")
     versions, peers = result["environment"]["versions"], result["peers"]
     shown = ", ".join(f"{name} {version}" for name, version in peers.items())
     lines += [
@@ -542,6 +540,19 @@ def table(result: dict[str, Any]) -> str:
         "`python scripts/benchmark_kmeans.py`",
     ]
     return "\n".join(lines)
+
+
+def _cell(rounds: list[dict] | None, ours: list[dict]) -> str:
+    if not rounds:
+        return ""
+    times = [math.nan if one["ms"] is None else one["ms"] for one in rounds]
+    median = statistics.median(times)
+    if math.isnan(median):
+        return "not reached"
+    digits = 1 if median < 100 else 0
+    cell = f"{median:,.{digits}f} ({min(times):,.{digits}f}–{max(times):,.{digits}f})"
+    ratio = median / statistics.median(one["ms"] for one in ours)
+    return cell if rounds is ours else f"{cell} {ratio:.2f}×"
 
 
 def peer_versions(python: str) -> dict[str, str]:
