@@ -515,8 +515,9 @@ def table(result: dict[str, Any]) -> str:
     """The table in Markdown: median, range, and how many times the median of jax that is."""
     found = [entry["rounds"] for entry in result["workloads"].values()]
     names = [name for name in CONTENDERS | SEEDINGS if any(name in rounds for rounds in found)]
+    heads = [name.replace("||", " parallel") for name in names]  # a bar parts the columns
     lines = [
-        f"| workload | {' | '.join(names)} | extra MiB of jax, least and most of the peers |",
+        f"| workload | {' | '.join(heads)} | extra MiB of jax, least and most of the peers |",
         "|" + "---|" * (len(names) + 2),
     ]
     for name, entry in result["workloads"].items():

@@ -825,7 +825,9 @@ def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
     called = call(module, "--quick", "--workloads", "b", "b, seeding")
     assert called.code == 0 and not (tmp_path / "none.json").exists()
     head, rule, *rows = (line for line in called.out.splitlines() if line.startswith("|"))
-    assert head.startswith("| workload | jax | jax, 2 devices | scikit-learn | jax, k-means|| |")
+    assert head.startswith(
+        "| workload | jax | jax, 2 devices | scikit-learn | jax, k-means parallel |"
+    )
     assert len(rows) == 2 and all(row.count(" | ") == head.count(" | ") for row in rows)
     inertia = [
         json.loads(line.split(" ", 4)[-1].split(" ", 1)[-1].replace("'", '"'))["inertia"]
