@@ -29,3 +29,11 @@ def compiled_once(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()  # the import of a test may have shown it that there was none
+
+
+@pytest.fixture(scope="module", autouse=True)
+def let_go():
+    """Programs of a file are let go of after it: each takes some of the memory maps that Linux
+    allows a process, and when there are no more JAX ends with a segmentation fault."""
+    yield
+    jax.clear_caches()

@@ -9,6 +9,7 @@ from sklearn import metrics as their_metrics
 from deepclust_jax.clustering import kmeans, select_k
 
 KEY = jax.random.key(0)
+FEW = dict(n_init=2, n_references=3, n_halves=3)  # with 600 x 3 rows and k_max 6: compiled once
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,7 @@ def test_every_score_finds_the_number_of_blobs(evidence):
 
 def test_one_cluster_is_found_by_the_gap():
     x = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
-    found = select_k.sweep(KEY, x, 6)
-    assert select_k.suggestions(found)["gap"] == 1
+    assert select_k.suggestions(select_k.sweep(KEY, x, 6, **FEW))["gap"] == 1
 
 
 def test_references_lie_in_the_box_of_the_principal_axes():
@@ -66,17 +66,17 @@ def test_references_lie_in_the_box_of_the_principal_axes():
 
 def test_offset_and_part_of_the_rows():
     x = datasets.make_blobs(4000, 3, centers=4, cluster_std=0.5, random_state=1)[0] + 1e6
-    found = select_k.sweep(KEY, x, 6, k_min=2, max_rows=1000, n_init=2, n_references=2, n_halves=2)
-    assert found.k.tolist() == [2, 3, 4, 5, 6]
+    found = select_k.sweep(KEY, x, 6, max_rows=600, **FEW)
+    assert found.k.tolist() == [1, 2, 3, 4, 5, 6]
     assert select_k.suggestions(found)["silhouette"] == 4
     true = cluster.KMeans(4, n_init=5, random_state=0).fit(x).cluster_centers_
-    ours = found.centroids[2, :4]
+    ours = found.centroids[3, :4]
     assert np.abs(true[:, None] - ours[None]).sum(-1).min(1).max() < 0.3
 
 
 def test_real_digits():
     x = datasets.load_digits().data
-    found = select_k.sweep(KEY, x, 12, k_min=8, n_init=3, n_references=2, n_halves=4)
+    found = select_k.sweep(KEY, x, 11, k_min=9, n_init=2, n_references=2, n_halves=3)
     for i, k in enumerate(found.k):
         labels = np.asarray(kmeans.assign(x, found.centroids[i, :k])[0])
         score = their_metrics.silhouette_score(x, labels)
@@ -85,10 +85,8 @@ def test_real_digits():
 
 
 def test_rows_that_are_all_alike_say_nothing():
-    settings = dict(n_init=2, n_references=2, n_halves=2)
-    assert select_k.suggestions(select_k.sweep(KEY, np.ones((60, 3)), 4, **settings)) == {}
-    three = np.repeat(np.eye(3), 20, axis=0)
-    found = select_k.sweep(KEY, three, 5, **settings)
+    assert select_k.suggestions(select_k.sweep(KEY, np.ones((600, 3)), 6, **FEW)) == {}
+    found = select_k.sweep(KEY, np.repeat(np.eye(3), 200, axis=0), 6, **FEW)
     assert np.isnan(found.silhouette[2:]).all() and np.isfinite(found.silhouette[1])
 
 
