@@ -1,5 +1,6 @@
 """The scripts from end to end on tiny runs: what they write, repeat, resume and refuse."""
 
+import ast
 import contextlib
 import csv
 import importlib.util
@@ -830,7 +831,7 @@ def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
     )
     assert len(rows) == 2 and all(row.count(" | ") == head.count(" | ") for row in rows)
     inertia = [
-        json.loads(line.split(" ", 4)[-1].split(" ", 1)[-1].replace("'", '"'))["inertia"]
+        ast.literal_eval(line[line.index("{") :])["inertia"]
         for line in called.out.splitlines()
         if re.match("b, round 1: (jax|scikit-learn) {", line)
     ]
