@@ -3,8 +3,8 @@
     result = kmeans.fit(jax.random.key(0), x, n_clusters=10)
     labels, sqdist = kmeans.assign(new_x, result.centroids)
 
-Everything is computed after subtracting the mean of the data, in blocks of rows, so that neither a
-large offset costs digits nor the n x k matrix of distances ever exists whole.
+Rows with a large offset are centred first, so that it costs no digits; for many clusters rows are
+taken in blocks, so that the n x k matrix of distances never exists whole (see `lloyd.plan`).
 """
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def _fit(
         x = jnp.clip((x - mean) / scale, -1e15, 1e15)
     fixed, fixed_weights, start = jax.lax.stop_gradient((x, weights, start))
     active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
-    if variance is None or not (as_it_is or spherical):
+    if variance is None or not as_it_is:
         average = jnp.sum(share * fixed, axis=0, keepdims=True)
         variance = jnp.sum(jnp.mean(share * (fixed - average) ** 2, axis=1))
     threshold = tol * variance
@@ -192,9 +192,8 @@ def _fit(
                 )
             best = descend(plan, rows, centroids)
     # Anew from the labels: free of what rounding piled up, and with the gradient of means.
-    sums, counts = lloyd.totals(plan, x, weights, best.labels, n_clusters)
-    means = sums / jnp.maximum(counts, 1e-30)[:, None]
-    centroids = jnp.where(counts[:, None] > 0, means, best.centroids)
+    totals = lloyd.totals(plan, x, weights, best.labels, n_clusters)
+    centroids = lloyd.means(totals, best.centroids)
     centroids = lloyd.to_unit_length(centroids, best.centroids) if spherical else centroids
     centroids = jnp.where(active[:, None], centroids, centroids[:1])
     labels = _labels(plan, rows, jax.lax.stop_gradient(centroids), active)

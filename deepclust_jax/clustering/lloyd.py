@@ -301,8 +301,7 @@ def descend(
         else:
             after = all_totals(plan, rows, labels, centroids.shape[0])
         labels, after, whole = _relocate_if_empty(rows, old, active, labels, after, axis)
-        counts = whole.counts[:, None]
-        new = jnp.where(counts > 0, whole.sums / jnp.maximum(counts, 1e-30), old)
+        new = means(whole, old)
         new = to_unit_length(new, old) if spherical else new
         was_fresh = fresh | (plan.update == "all")
         done = (repeated & was_fresh) | (jnp.sum((new - old) ** 2) <= threshold)
@@ -315,6 +314,12 @@ def descend(
     carry = (centroids, none, zeros, jnp.int32(0), jnp.bool_(True), jnp.bool_(False))
     carry = jax.lax.while_loop(lambda c: (c[3] < max_iter) & ~c[5], iterate, carry)
     return Found(carry[0], carry[1], carry[3], carry[5])
+
+
+def means(totals: Totals, otherwise: Array) -> Array:
+    """Mean of each cluster; the centroid given otherwise where one has no rows. -> [k, d]."""
+    counts = totals.counts[:, None]
+    return jnp.where(counts > 0, totals.sums / jnp.maximum(counts, 1e-30), otherwise)
 
 
 def to_unit_length(x: Array, otherwise: Array) -> Array:

@@ -132,9 +132,7 @@ def _fit(x, weights, centroids, max_iter, threshold, *, plan, mesh) -> kmeans.KM
         rows, active = lloyd.prepare(plan, x, weights), jnp.ones(k, bool)
         best = lloyd.descend(plan, rows, centroids, active, max_iter, threshold, axis=AXIS)
         totals = lloyd.totals(plan, x, weights, best.labels, k)
-        sums, counts = lloyd.over_devices(totals, AXIS)
-        means = sums / jnp.maximum(counts, 1e-30)[:, None]
-        centroids = jnp.where(counts[:, None] > 0, means, best.centroids)
+        centroids = lloyd.means(lloyd.over_devices(totals, AXIS), best.centroids)
         labels = lloyd.nearest(plan, rows, centroids, jnp.sum(centroids**2, axis=-1))
         inertia = jnp.sum(weights * lloyd.distances(x, centroids, labels))
         inertia = lloyd.over_devices(inertia, AXIS)

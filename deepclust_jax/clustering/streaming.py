@@ -130,8 +130,7 @@ def fit(
             totals = jax.tree.map(jnp.add, totals, part)
             repeated &= np.array_equal(labels[rows], new)
             labels[rows] = new
-        counts = totals.counts[:, None]
-        means = jnp.where(counts > 0, totals.sums / jnp.maximum(counts, 1e-30), centroids)
+        means = lloyd.means(totals, centroids)
         converged = repeated or bool(jnp.sum((means - centroids) ** 2) <= tol * variance)
         centroids, n_iter = means, n_iter + 1
     inertia = 0.0
