@@ -1,0 +1,131 @@
+"""Sizes within bounds, at the least cost: beside an exact solver on the host."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from deepclust_jax import data
+from deepclust_jax.clustering import balanced, kmeans
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset, _ = data.load("digits")
+    return np.asarray(dataset.x).reshape(len(dataset.x), -1)
+
+
+def blobs(n=600, d=5, k=4, seed=0):
+    """Clusters of sizes 1 : 2 : 3 : ... of which the small ones are apart from the rest."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(k, size=n, p=np.arange(1, k + 1) / np.arange(1, k + 1).sum())
+    return (4 * rng.normal(size=(k, d))[labels] + rng.normal(size=(n, d))).astype(np.float32)
+
+
+def least_cost(x, centroids, low, high):
+    """Cost of the best labels with these sizes, by the Hungarian algorithm on one column for each
+    place in a cluster; the places up to `low` must be taken."""
+    n, k = len(x), len(centroids)
+    cost = ((x[:, None].astype(np.float64) - centroids[None]) ** 2).sum(axis=-1)
+    must, may = np.repeat(cost, low, axis=1), np.repeat(cost, min(high, n) - low, axis=1)
+    spare = must.shape[1] + may.shape[1] - n  # places left empty: by rows that only fit `may`
+    filler = np.zeros((spare, must.shape[1] + may.shape[1]))
+    filler[:, : low * k] = 1e9
+    whole = np.concatenate([np.concatenate([must, may], axis=1), filler])
+    rows, columns = linear_sum_assignment(whole)
+    return whole[rows, columns].sum()
+
+
+@pytest.mark.parametrize("bounds", [(60, 60), (50, 75), (0, 70), (55, 240), (0, 240)])
+def test_labels_cost_the_least(bounds):
+    x = blobs(n=240)
+    centroids = np.asarray(kmeans.fit(jax.random.key(0), x, 4).centroids)
+    labels, _, gap = balanced.assign(x, jnp.asarray(centroids), *bounds, jnp.zeros(4))
+    sizes = np.bincount(labels, minlength=4)
+    assert sizes.min() >= bounds[0] and sizes.max() <= bounds[1]
+    cost = ((x.astype(np.float64) - centroids[np.asarray(labels)]) ** 2).sum()
+    least = least_cost(x, centroids, *bounds)
+    assert cost - least <= float(gap) + 1e-4 * least  # the gap is a true bound
+    assert cost <= 1.001 * least
+
+
+@pytest.mark.parametrize("k", [1, 7, 50])
+def test_equal_sizes_by_default(digits, k):
+    found = balanced.fit(jax.random.key(0), digits, k)
+    sizes = np.bincount(found.labels, minlength=k)
+    assert sizes.min() == len(digits) // k and sizes.max() == -(-len(digits) // k)
+    assert found.converged and 0 <= found.gap < 1e-3
+    means = np.stack([digits[np.asarray(found.labels) == j].mean(axis=0) for j in range(k)])
+    np.testing.assert_allclose(found.centroids, means, atol=1e-4)
+    inertia = ((digits - means[np.asarray(found.labels)]) ** 2).sum()
+    np.testing.assert_allclose(found.inertia, inertia, rtol=1e-4)
+    # Bounds cost something, and little here.
+    free = kmeans.fit(jax.random.key(0), digits, k).inertia
+    assert free * (1 - 1e-5) <= found.inertia <= 1.1 * free
+
+
+def test_bounds_that_hold_anyway_change_nothing(digits):
+    free = kmeans.fit(jax.random.key(0), digits, 10)
+    found = balanced.fit(jax.random.key(0), digits, 10, min_size=1)
+    np.testing.assert_allclose(found.inertia, free.inertia, rtol=1e-4)
+    assert np.mean(np.asarray(found.labels) == np.asarray(free.labels)) > 0.99
+
+
+def test_one_bound_alone(digits):
+    few = balanced.fit(jax.random.key(0), digits, 20, max_size=95)
+    sizes = np.bincount(few.labels, minlength=20)
+    assert sizes.max() <= 95 and sizes.min() < 89  # not made equal
+    many = balanced.fit(jax.random.key(0), digits, 20, min_size=80)
+    assert np.bincount(many.labels, minlength=20).min() >= 80
+    assert few.gap < 1e-3 and many.gap < 1e-3
+
+
+def test_duplicates_are_split():
+    x = np.repeat(np.float32([[0, 0], [1, 0]]), [90, 10], axis=0)
+    found = balanced.fit(jax.random.key(0), x, 4, n_init=1)
+    assert np.bincount(found.labels, minlength=4).tolist() == [25] * 4
+    same = balanced.fit(jax.random.key(0), np.ones((9, 3), np.float32), 3, n_init=1)
+    assert np.bincount(same.labels).tolist() == [3, 3, 3] and same.inertia == 0
+
+
+def test_every_row_its_own_cluster():
+    x = blobs(n=30)
+    found = balanced.fit(jax.random.key(0), x, 30)
+    assert sorted(np.asarray(found.labels).tolist()) == list(range(30))
+    assert found.inertia < 1e-6
+
+
+def test_a_large_offset_costs_no_digits(digits):
+    near = balanced.fit(jax.random.key(0), digits, 10)
+    far = balanced.fit(jax.random.key(0), digits.astype(np.float64) + 1e6, 10)
+    assert far.centroids.dtype == np.float64
+    np.testing.assert_allclose(far.inertia, near.inertia, rtol=1e-2)
+    labels = np.asarray(far.labels)
+    means = np.stack([digits[labels == j].mean(axis=0) for j in range(10)])
+    np.testing.assert_allclose(far.centroids - 1e6, means, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"min_size": 200}, r"min_size \* 10 <= 1797"),
+        ({"max_size": 100}, r"<= max_size \* 10"),
+        ({"min_size": 180, "max_size": 170}, "found min_size 180 and max_size 170"),
+        ({"min_size": -1}, "found min_size -1"),
+        ({"min_size": 1.5}, "whole numbers"),
+    ],
+)
+def test_bounds_that_cannot_be_met(digits, bounds, message):
+    with pytest.raises(ValueError, match=message):
+        balanced.fit(jax.random.key(0), digits, 10, **bounds)
+
+
+def test_real_images(data_dir):
+    dataset, _ = data.load("usps")
+    x = np.asarray(dataset.x).reshape(len(dataset.x), -1)
+    for k in (10, 50):
+        found = balanced.fit(jax.random.key(0), x, k, n_init=3)
+        sizes = np.bincount(found.labels, minlength=k)
+        assert sizes.max() - sizes.min() <= 1 and found.gap < 1e-3
+        assert found.inertia < 1.05 * kmeans.fit(jax.random.key(0), x, k, n_init=3).inertia
