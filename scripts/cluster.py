@@ -8,12 +8,13 @@ trained on gets the label it had.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from deepclust_jax import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +46,7 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return cluster(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if type(error).__name__ not in ("ConfigError", "DataError", "CheckpointError"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.guard(lambda: cluster(options))
 
 
 def cluster(options: Options) -> int:
@@ -67,14 +59,7 @@ def cluster(options: Options) -> int:
 
     outputs = [path for path in (options.labels_out, options.embeddings_out) if path is not None]
     for path in outputs:
-        if path.suffix != ".npy":
-            raise config.ConfigError(f"expected a file ending in .npy, found {path}; rename it")
-        if os.path.exists(path) and not options.overwrite:
-            raise config.ConfigError(f"{path} is there already; add --overwrite or choose another")
-        if not os.path.isdir(path.absolute().parent):
-            raise config.ConfigError(f"no folder {path.absolute().parent} for {path}; make it")
-        if not os.access(path.absolute().parent, os.W_OK):
-            raise config.ConfigError(f"no permission to write {path}; choose another folder")
+        command.check_output(path, ".npy", overwrite=options.overwrite)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     run.platform()

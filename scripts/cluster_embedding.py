@@ -1,31 +1,52 @@
-"""Cluster the codes of a trained run, or any data, by a classical method.
+"""Cluster the codes of a trained run, or any data, by a method that trains nothing.
 
 python scripts/cluster_embedding.py runs/demo --clusterer agglomerative
 python scripts/cluster_embedding.py runs/demo --clusterer dbscan --eps 1.5
-python scripts/cluster_embedding.py table.csv --clusterer kmeans --n-clusters 8
+python scripts/cluster_embedding.py table.csv --clusterer kmeans --n-clusters 8 --devices 4
+python scripts/cluster_embedding.py rows.npy --clusterer hierarchical --n-clusters 100000
 """
 
+import contextlib
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from deepclust_jax import command
+
+SCORED, MOST_CLUSTERS = 100_000, 1000  # rows and clusters up to which scores without labels are
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Cluster the codes of a run, or any data, by a classical method."""
+    """Cluster the codes of a run, or any data, by a method that trains nothing."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """Run directory of train_deep_kmeans.py, or name or path of data."""
+    """Run directory of train_deep_kmeans.py, or name or path of data. A large .npy stays on disk
+    for kmeans."""
 
-    clusterer: Literal["kmeans", "agglomerative", "dbscan", "hdbscan"] = "kmeans"
-    """Method."""
+    clusterer: Literal[
+        "kmeans", "balanced", "hierarchical", "agglomerative", "dbscan", "hdbscan"
+    ] = "kmeans"
+    """Method. balanced: k-means with clusters of one size, or between bounds; hierarchical: k-means
+    for very many clusters."""
 
     n_clusters: int | None = None
-    """For kmeans and agglomerative. None: that of the run or of a named set."""
+    """For all but dbscan and hdbscan. None: that of the run or of a named set."""
+
+    devices: int | None = None
+    """Devices for kmeans that share the rows: cores of a CPU, or accelerators. None: one."""
+
+    min_size: int | None = None
+    """Rows of the smallest cluster, for balanced. None: as many as of all others, or --max-size."""
+
+    max_size: int | None = None
+    """Rows of the largest cluster, for balanced."""
+
+    probes: int = 1
+    """Parts of the tree in which each row looks for its cluster, for hierarchical."""
 
     linkage: Literal["ward", "complete", "average", "single"] = "ward"
     """For agglomerative."""
@@ -43,7 +64,7 @@ class Options:
     """Labels of data, for scores only: a file, or a column of a table."""
 
     seed: int = 0
-    """Seed of kmeans."""
+    """Seed of kmeans, balanced and hierarchical."""
 
     labels_out: Path = Path("labels.npy")
     """File for the clusters, int32 [n]; -1 is noise."""
@@ -55,35 +76,20 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return cluster(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        named = type(error).__name__ in ("ConfigError", "DataError")
-        if not named and not isinstance(error, ValueError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.guard(lambda: cluster(options), expected=(*command.EXPECTED, ValueError))
 
 
 def cluster(options: Options) -> int:
     """Load, cluster, score, write. -> exit code."""
     import numpy as np
 
-    from deepclust_jax import config, metrics
+    from deepclust_jax import metrics
+    from deepclust_jax.report import run_directory
 
-    out = options.labels_out
-    if out.suffix != ".npy":
-        raise config.ConfigError(f"expected a file ending in .npy, found {out}; rename it")
-    if os.path.exists(out) and not options.overwrite:
-        raise config.ConfigError(f"{out} is there already; add --overwrite or choose another")
-    folder = out.absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise config.ConfigError(f"cannot write {out}; choose a folder that is there")
-    z, truth, k = rows_of(options)
-    labels = cluster_rows(options, z, k)
+    command.check_output(options.labels_out, ".npy", overwrite=options.overwrite)
+    start_devices(options.devices)
+    z, truth, k = run_directory.rows_of(options.source, options.labels)
+    labels = cluster_rows(options, z, k if options.n_clusters is None else options.n_clusters)
     is_found = labels >= 0
     print(f"{len(z)} rows x {z.shape[1]}; {options.clusterer}: {labels.max() + 1} clusters")
     if not is_found.all():
@@ -91,34 +97,36 @@ def cluster(options: Options) -> int:
     if truth is not None:
         scores = metrics.external_scores(truth, labels - labels.min())
         print("  ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items()))
-    if len(set(labels[is_found].tolist())) > 1:
-        scores = metrics.internal_scores(z[is_found], labels[is_found])
+    scored = np.flatnonzero(is_found)
+    if len(scored) > SCORED:
+        scored = np.sort(np.random.default_rng(options.seed).choice(scored, SCORED, replace=False))
+        print(f"scores without labels: of {SCORED:,} rows drawn at random")
+    if 1 < len(np.unique(labels[scored])) <= MOST_CLUSTERS:
+        scores = metrics.internal_scores(z[scored], labels[scored])
         print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     sizes = np.bincount(labels[is_found]) if is_found.any() else np.zeros(0, int)
     more = f" and {len(sizes) - 30} more" if len(sizes) > 30 else ""
     print(f"Cluster sizes: {' '.join(map(str, sizes[:30]))}{more}")
-    np.save(out, labels)
-    print(f"Labels: {out}")
+    np.save(options.labels_out, labels)
+    print(f"Labels: {options.labels_out}")
     return 0
 
 
-def rows_of(options: Options):
-    """Rows [n, d], true labels or None, and the number of clusters if it is known."""
-    import numpy as np
+def start_devices(n: int | None) -> None:
+    """Make devices of the cores of a CPU, before JAX begins; refuse what is not there."""
+    import jax
 
-    from deepclust_jax import config, data, run
-    from deepclust_jax.report import run_directory
+    from deepclust_jax import config, run
 
-    folder = Path(options.source)
-    if (folder / config.FILE).is_file():
-        if options.labels is not None:
-            raise config.ConfigError("expected --labels beside data only; a run has its own")
-        z, truth = run_directory.read_embeddings(folder)
-        known = run.read_options(folder).data.n_clusters
-        return z, truth, known if options.n_clusters is None else options.n_clusters
-    dataset, truth = data.load(options.source, labels=options.labels)
-    rows = np.asarray(dataset.x[:]).reshape(len(dataset.x), -1)
-    return rows, truth, dataset.n_clusters if options.n_clusters is None else options.n_clusters
+    if n is None:
+        return
+    if n < 1:
+        raise config.ConfigError(f"expected --devices >= 1, found {n}")
+    with contextlib.suppress(RuntimeError):  # where JAX runs already it keeps its devices
+        jax.config.update("jax_num_cpu_devices", n)  # other platforms take no notice
+    run.platform()
+    if jax.device_count() < n:
+        raise config.ConfigError(f"expected --devices up to {jax.device_count()}, found {n}")
 
 
 def cluster_rows(options: Options, z, k):
@@ -127,15 +135,37 @@ def cluster_rows(options: Options, z, k):
     import numpy as np
 
     from deepclust_jax import config
-    from deepclust_jax.clustering import classical, dbscan, kmeans
+    from deepclust_jax.clustering import (
+        balanced,
+        classical,
+        dbscan,
+        hierarchical,
+        kmeans,
+        sharded,
+        streaming,
+    )
 
-    if options.clusterer in ("kmeans", "agglomerative") and k is None:
+    key, name = jax.random.key(options.seed), options.clusterer
+    if name not in ("dbscan", "hdbscan") and k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.source}; give it")
-    if options.clusterer == "kmeans":
-        return np.asarray(kmeans.fit(jax.random.key(options.seed), z, k).labels)
-    if options.clusterer == "agglomerative":
+    if name != "kmeans" and options.devices is not None:
+        raise config.ConfigError(f"expected --devices beside kmeans only, found {name}")
+    if name == "kmeans" and options.devices is None and not isinstance(z, np.ndarray):
+        return streaming.fit(key, z, k).labels
+    z = np.asarray(z[:])
+    if name == "kmeans" and options.devices is not None:
+        devices = jax.devices()[: options.devices]
+        return np.asarray(sharded.fit(key, z, k, devices=devices).labels)
+    if name == "kmeans":
+        return np.asarray(kmeans.fit(key, z, k).labels)
+    if name == "balanced":
+        sizes = {"min_size": options.min_size, "max_size": options.max_size}
+        return np.asarray(balanced.fit(key, z, k, **sizes).labels)
+    if name == "hierarchical":
+        return np.asarray(hierarchical.fit(key, z, k, probes=options.probes).labels)
+    if name == "agglomerative":
         return classical.agglomerative(z, k, linkage=options.linkage)
-    if options.clusterer == "hdbscan":
+    if name == "hdbscan":
         return classical.hdbscan(
             z, min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
         )

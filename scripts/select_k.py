@@ -5,12 +5,13 @@ python scripts/select_k.py runs/demo --k-max 20 --out choice_of_k.png
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from deepclust_jax import command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,40 +43,18 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        return select(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        named = type(error).__name__ in ("ConfigError", "DataError")
-        if not named and not isinstance(error, ValueError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.guard(lambda: select(options), expected=(*command.EXPECTED, ValueError))
 
 
 def select(options: Options) -> int:
     """Load, score, print, draw. -> exit code."""
     import jax
-    import numpy as np
 
-    from deepclust_jax import config, data
     from deepclust_jax.clustering import select_k
     from deepclust_jax.report import figures, run_directory
 
-    if os.path.exists(options.out) and not options.overwrite:
-        raise config.ConfigError(
-            f"{options.out} is there already; add --overwrite or choose another"
-        )
-    folder = options.out.absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise config.ConfigError(f"cannot write {options.out}; choose a folder that is there")
-    if (Path(options.source) / config.FILE).is_file():
-        rows, _ = run_directory.read_embeddings(Path(options.source))
-    else:
-        dataset, _ = data.load(options.source)
-        rows = np.asarray(dataset.x[:]).reshape(len(dataset.x), -1)
+    command.check_output(options.out, ".png", overwrite=options.overwrite)
+    rows, _, _ = run_directory.rows_of(options.source)
     evidence = select_k.sweep(
         jax.random.key(options.seed), rows, options.k_max,
         k_min=options.k_min, max_rows=options.max_rows,

@@ -21,6 +21,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from deepclust_jax import checkpoint, config, data, metrics, run, train
+from deepclust_jax.clustering import streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, tables
 
@@ -759,6 +760,9 @@ EMBEDDING, SELECT_K = script("cluster_embedding"), script("select_k")
     "args",
     [
         ["--clusterer", "kmeans"],
+        ["--clusterer", "kmeans", "--devices", "2"],
+        ["--clusterer", "balanced"],
+        ["--clusterer", "hierarchical"],
         ["--clusterer", "agglomerative", "--linkage", "average"],
         ["--clusterer", "hdbscan", "--min-cluster-size", "10"],
         ["--clusterer", "dbscan", "--eps", "0.5", "--min-samples", "4"],
@@ -770,8 +774,25 @@ def test_classical_clusterers_on_the_codes_of_a_run(base, digits, tmp_path, args
     assert labels.shape == (200,) and labels.dtype == np.int32
     score = metrics.nmi(digits[1], labels - labels.min())
     assert f"nmi {100 * score:.1f} %" in out
-    if args[1] == "kmeans":
+    if args[1] in ("kmeans", "balanced", "hierarchical"):
         assert labels.max() == 9
+    if args[1] == "balanced":
+        assert np.bincount(labels).tolist() == [20] * 10
+
+
+def test_rows_on_disk_are_clustered_from_there(monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
+    monkeypatch.setattr("deepclust_jax.data.files.MAP_BYTES", 1)
+    monkeypatch.setattr(EMBEDDING, "SCORED", 20)
+    args = [tmp_path / "x.npy", "--n-clusters", "3", "--labels-out", tmp_path / "labels.npy"]
+    called = []
+    fit = streaming.fit
+    monkeypatch.setattr(streaming, "fit", lambda *args: called.append(args[1]) or fit(*args))
+    out = done(EMBEDDING, *args)
+    assert "Cluster sizes: 10 10 10" in out and "of 20 rows drawn at random" in out
+    assert len(called) == 1 and not isinstance(called[0], np.ndarray)
+    done(EMBEDDING, *args, "--clusterer", "hierarchical", "--overwrite")
+    assert len(called) == 1
 
 
 def test_classical_clusterers_on_data(tmp_path):
@@ -791,6 +812,10 @@ def test_classical_clusterers_on_data(tmp_path):
         (["--clusterer", "dbscan", "--eps", "-1"], "expected eps > 0"),
         (["--clusterer", "hdbscan", "--min-cluster-size", "1"], "2 <= min_cluster_size"),
         (["--labels", "group"], "a run has its own"),
+        (["--clusterer", "balanced", "--max-size", "5"], "max_size * 10, found"),
+        (["--clusterer", "hierarchical", "--probes", "9"], "1 <= probes <= 3"),
+        (["--clusterer", "hdbscan", "--devices", "2"], "beside kmeans only"),
+        (["--devices", "0"], "--devices >= 1"),
         (["--n-clusters", "300"], "expected 1 <= n_clusters <= 200"),
     ],
 )

@@ -150,8 +150,9 @@ def _blocks(source: Source, block: int) -> Callable[[], Iterator[np.ndarray]]:
     """A function that gives the rows again at every call, in blocks."""
     if callable(source):
         return lambda: (x for x in source() if not hasattr(x, "shape") or x.shape[0] > 0)
-    if not hasattr(source, "shape") or source.ndim != 2 or 0 in source.shape:
-        raise ValueError(f"expected rows of shape [n, d], found {np.shape(source)}")
+    shape = getattr(source, "shape", ())
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"expected rows of shape [n, d], found {shape}")
     starts = range(0, source.shape[0], block)
     return lambda: (np.asarray(source[start : start + block]) for start in starts)
 
@@ -166,12 +167,8 @@ def _survey(key, blocks, size) -> tuple[np.ndarray, np.ndarray, float, int]:
     kept, numbers, n = None, np.empty(0), 0
     mean = squares = 0.0
     for x in blocks():
-        if (
-            not hasattr(x, "shape")
-            or x.ndim != 2
-            or (kept is not None and x.shape[1] != kept.shape[1])
-        ):
-            width = "d" if kept is None else kept.shape[1]
+        width = "d" if kept is None else kept.shape[1]
+        if not hasattr(x, "shape") or x.ndim != 2 or width not in ("d", x.shape[1]):
             raise ValueError(f"expected blocks as arrays [b, {width}], found {np.shape(x)}")
         kmeans.check_finite(f"x, rows from {n} on", x)
         drawn = rng.uniform(size=len(x))

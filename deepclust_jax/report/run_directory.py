@@ -91,6 +91,28 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return z, labels
 
 
+def rows_of(
+    source: str, labels: str | None = None
+) -> tuple[np.ndarray | preprocessing.Rows, np.ndarray | None, int | None]:
+    """Rows [n, d] of a source, their true labels or None, and the number of clusters if known.
+
+    The source is a finished run, whose codes are taken, or what `data.load` takes; only there
+    `labels` can be given. A large .npy of rows stays on disk.
+
+    Raises DataError or ConfigError.
+    """
+    folder = Path(source)
+    if (folder / config.FILE).is_file():
+        if labels is not None:
+            raise config.ConfigError("expected --labels beside data only; a run has its own")
+        z, truth = read_embeddings(folder)
+        return z, truth, run.read_options(folder).data.n_clusters
+    dataset, truth = data.load(source, labels=labels)
+    if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
+        return dataset.x, truth, dataset.n_clusters
+    return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
+
+
 def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -> None:
     """Table of the clusters of a folder's files: one line per row, its path and its cluster."""
     # surrogateescape: names that are no UTF-8 are written as the bytes they are
