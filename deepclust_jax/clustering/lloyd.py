@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deepclust_jax.clustering import fused
 from deepclust_jax.types import Array
 
 # Products of full float32 precision: the defaults of GPU (TF32) and TPU (bfloat16) move labels.
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
 
     form    "features": scores written out, feature by feature, over a transposed copy of the rows;
             "rows": one product of all rows, scores [n, k];
+            "fused": one kernel in which scores stay on the chip (fused.py);
             "blocks": products of `block` rows at a time, scores [k, block]
     block   rows at a time, where rows are taken in blocks
     sums    "scatter" rows into their clusters, or "product" with the one-hot labels
@@ -63,7 +65,9 @@ def plan(
     if platform != "cpu":
         # Scatters into few bins are a queue of colliding additions there.
         block = max(2**26 // n_clusters, 256)
-        return Plan("rows" if block >= n else "blocks", min(block, n), "product", "all")
+        form = "rows" if block >= n else "blocks"
+        form = "fused" if fused.works(d, n_clusters, platform) else form
+        return Plan(form, min(block, n), "product", "all")
     if n_clusters * d <= 256 and d <= 32:
         return Plan("features", n, "scatter", "all")
     update = "all" if weighted else "moved"
@@ -80,7 +84,7 @@ class Rows(NamedTuple):
     x: Array  # [n, d]
     weights: Array  # [n]
     features: Array | None  # [d, n] for the form "features"
-    padded: Array | None  # [n, 16 m]: weighted rows, then the weights; the same
+    padded: Array | None  # [n, 16 m]: weighted rows, then the weights; for "fused" rows
 
 
 class Totals(NamedTuple):
@@ -92,6 +96,10 @@ class Totals(NamedTuple):
 
 def prepare(plan: Plan, x: Array, weights: Array) -> Rows:
     """Copies of the rows that the plan needs, if any."""
+    if plan.form == "fused":
+        return Rows(
+            x, weights, None, jnp.pad(x, ((0, 0), (0, fused.width(x.shape[1]) - x.shape[1])))
+        )
     if plan.form != "features":
         return Rows(x, weights, None, None)
     padded = jnp.concatenate([x * weights[:, None], weights[:, None]], axis=1)
@@ -104,6 +112,9 @@ def nearest(plan: Plan, rows: Rows, directions: Array, offsets: Array) -> Array:
     """argmin_j offsets_j - 2 x . directions_j of all rows. [k, d], [k] -> [n] int32."""
     if plan.form == "features":
         return _by_features(rows.features, directions, offsets)
+    if plan.form == "fused" and rows.x.dtype == jnp.float32:
+        platform = jax.default_backend()
+        return fused.nearest(rows.padded, directions, offsets, platform=platform)
     if plan.form == "rows":
         k = -directions.shape[0] % 16  # the product is fastest in multiples of 16
         directions = jnp.pad(directions, ((0, k), (0, 0)))
