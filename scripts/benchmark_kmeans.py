@@ -12,7 +12,8 @@ copies, compilation and the last assignment are outside. Calls are timed whole, 
 labels, at the second call; compilation is what the first one took longer. A solution is an inertia
 within 0.1 % of scikit-learn's best of ten converged runs: calls with one seed after another until
 it is there, each with its library's defaults, and one restart a call where all restarts would cost
-the peer more.
+the peer more. Balanced clusters are all of one size, from the centroids of one run of k-means that
+both begin with; the eps of DBSCAN is the median distance to the fifth nearest row.
 `extra` is the most memory beyond the rows themselves.
 """
 
@@ -32,7 +33,9 @@ from typing import Any
 
 RESULT = Path(__file__).parent.parent / "results" / "kmeans_speed.json"
 OURS = ("jax", "jax, 2 devices")
-PEERS = ("scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch")
+PEERS = (
+    "scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch", "k-means-constrained"
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Workload:
     n: int
     d: int
     k: int
-    task: str  # iterations, call, solution or seeding
+    task: str  # iterations, call, solution, seeding, balanced or dbscan
     iterations: tuple[int, int] = (0, 0)  # of the short run and of the long one
     restarts: int = 1
 
@@ -61,12 +64,19 @@ WORKLOADS = {
     "b, seeding": Workload("blobs", 1_000_000, 10, 10, "seeding"),
     "c, seeding": Workload("blobs", 1_000_000, 64, 256, "seeding"),
     "d, seeding": Workload("blobs", 200_000, 128, 1024, "seeding"),
+    "usps, balanced": Workload("usps", 9_298, 256, 10, "balanced"),
+    "mnist, balanced": Workload("mnist", 70_000, 784, 10, "balanced"),
+    "pendigits, dbscan": Workload("pendigits", 10_992, 16, 0, "dbscan"),
+    "usps, dbscan": Workload("usps", 9_298, 256, 0, "dbscan"),
+    "codes, dbscan": Workload("codes", 70_000, 10, 0, "dbscan"),
 }
 TASKS = {
     "iterations": ("ms per iteration", (*OURS, *PEERS)),
     "call": ("ms", (*OURS, "scikit-learn", "scikit-learn-intelex", "faiss")),
     "solution": ("ms to within 0.1 %", (*OURS, "scikit-learn", "scikit-learn-intelex", "faiss")),
     "seeding": ("ms", ("jax", "jax, k-means||", "scikit-learn")),
+    "balanced": ("ms", ("jax", "k-means-constrained")),
+    "dbscan": ("ms", ("jax", "scikit-learn")),
 }
 
 
@@ -75,7 +85,7 @@ class Options:
     """Compare k-means with its peers, or write the table."""
 
     workloads: tuple[str, ...] = tuple(WORKLOADS)
-    """Of which: a, usps, b, c, d, e and the seedings."""
+    """Of which: a, usps, b, c, d, e, the solutions, seedings, balanced and dbscan."""
 
     rounds: int = 5
     """Times that every contender runs."""
@@ -124,12 +134,15 @@ def measure(options: Options) -> dict[str, Any]:
     result: dict[str, Any] = {"workloads": {}}
     if RESULT.is_file() and not options.quick:
         result = json.loads(RESULT.read_text())
-    result["environment"] = environment.environment() | {"cores": os.cpu_count()}
+    result["environment"] = environment.environment() | {
+        "cores": os.cpu_count(),
+        "cpu": cpu_model(),
+    }
     result["peers"] = peer_versions(options.peer_python)
     for name in options.workloads:
         work = WORKLOADS[name]
         if options.quick:
-            small = {"n": min(work.n, 3000), "k": min(work.k, 20)}
+            small = {"n": min(work.n, 1000), "k": min(work.k, 20)}
             work = dataclasses.replace(work, **small, restarts=min(work.restarts, 2))
         found: dict[str, list[dict[str, float]]] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -161,10 +174,10 @@ def rows_of(work: Workload) -> Any:
     """Rows float32 [n, d] of a workload."""
     import numpy as np
 
-    if work.rows in ("mnist", "usps"):
+    if work.rows in ("mnist", "usps", "pendigits"):
         from deepclust_jax import data
 
-        limit = None if work.n in (70_000, 9_298) else work.n
+        limit = None if work.n in (70_000, 9_298, 10_992) else work.n
         dataset, _ = data.load(work.rows, limit=limit)
         return np.asarray(dataset.x, np.float32).reshape(len(dataset.x), -1)
     if work.rows == "codes":
@@ -218,6 +231,10 @@ def contend(
 
     x = np.load(file, allow_pickle=False)
     first = x[np.random.default_rng(1).choice(len(x), work.k, replace=False)].copy()
+    if work.task == "balanced":
+        return time_calls(BALANCED[name](x, work.k), lambda labels: scatter(x, labels))
+    if work.task == "dbscan":
+        return time_calls(DBSCANS[name](x, fifth_distance(x)), lambda labels: scatter(x, labels))
     if work.task == "seeding":
         return time_calls(SEEDINGS[name](x, work.k), lambda centroids: inertia(x, centroids))
     if name == "reference":
@@ -290,6 +307,24 @@ def inertia(x: Any, centroids: Any) -> float:
         scores = np.sum(c**2, axis=1)[None, :] - 2.0 * rows @ c.T
         total += float(np.sum(rows**2) + np.sum(scores.min(axis=1)))
     return total
+
+
+def scatter(x: Any, labels: Any) -> float:
+    """Sum of squared distances of rows to the mean of their cluster; noise is one of its own."""
+    import numpy as np
+
+    labels = np.asarray(labels)
+    rows = (x[labels == j].astype(np.float64) for j in np.unique(labels))
+    return float(sum(((part - part.mean(axis=0)) ** 2).sum() for part in rows))
+
+
+def fifth_distance(x: Any) -> float:
+    """Median distance of 1,000 rows to the fifth nearest row, itself among them."""
+    import numpy as np
+    from sklearn.neighbors import NearestNeighbors
+
+    some = x[np.random.default_rng(0).permutation(len(x))[:1000]]
+    return float(np.median(NearestNeighbors(n_neighbors=5).fit(x).kneighbors(some)[0][:, -1]))
 
 
 def reset_peak_memory() -> int:
@@ -487,6 +522,48 @@ def _solve_faiss(x: Any, k: int, seed: int) -> Any:
     return model.centroids
 
 
+def _balance_jax(x: Any, k: int) -> Callable[[], Any]:
+    import jax
+    import numpy as np
+
+    from deepclust_jax.clustering import balanced
+
+    start = first_by_sklearn(x, k)
+    return lambda: np.asarray(balanced.fit(jax.random.key(0), x, k, init=start).labels)
+
+
+def _balance_constrained(x: Any, k: int) -> Callable[[], Any]:
+    from k_means_constrained import KMeansConstrained
+
+    model = KMeansConstrained(
+        k, size_min=len(x) // k, size_max=-(-len(x) // k), init=first_by_sklearn(x, k), n_init=1
+    )
+    return lambda: model.fit(x).labels_
+
+
+def first_by_sklearn(x: Any, k: int) -> Any:
+    """Centroids of one run of scikit-learn's k-means."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(k, n_init=1, random_state=0).fit(x).cluster_centers_
+
+
+def _dbscan_jax(x: Any, eps: float) -> Callable[[], Any]:
+    import numpy as np
+
+    from deepclust_jax.clustering import dbscan
+
+    return lambda: np.asarray(dbscan.fit(x, eps).labels)
+
+
+def _dbscan_sklearn(x: Any, eps: float) -> Callable[[], Any]:
+    from sklearn.cluster import DBSCAN
+
+    return lambda: DBSCAN(eps=eps, n_jobs=-1).fit_predict(x)
+
+
+BALANCED = {"jax": _balance_jax, "k-means-constrained": _balance_constrained}
+DBSCANS = {"jax": _dbscan_jax, "scikit-learn": _dbscan_sklearn}
 SOLVERS = {
     "jax": _solve_jax,
     "jax, 2 devices": _solve_sharded,
@@ -512,35 +589,81 @@ SEEDINGS = {
 
 
 def table(result: dict[str, Any]) -> str:
-    """The table in Markdown: median, range, and how many times the median of jax that is."""
-    found = [entry["rounds"] for entry in result["workloads"].values()]
-    names = [name for name in CONTENDERS | SEEDINGS if any(name in rounds for rounds in found)]
+    """The tables in Markdown: median, range, and how many times the median of jax that is."""
+    groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan")
+    machine, peers = result["environment"], result["peers"]
+    shown = ", ".join(f"{name} {version}" for name, version in peers.items())
+    counts = {len(times) for e in result["workloads"].values() for times in e["rounds"].values()}
+    rounds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return "\n".join(
+        [
+            *(line for tasks in groups for line in _table(result["workloads"], tasks)),
+            f"float32, {machine['cores']} cores of {machine['cpu']}, {rounds} rounds, jax "
+            f"{machine['versions']['jax']}; {shown}. `python scripts/benchmark_kmeans.py`",
+            "",
+            *roofline(),
+        ]
+    )
+
+
+def _table(workloads: dict[str, Any], tasks: tuple[str, ...]) -> list[str]:
+    """Lines of the table of workloads with these tasks; none where there is no such workload."""
+    entries = {name: e for name, e in workloads.items() if e["workload"]["task"] in tasks}
+    found = [entry["rounds"] for entry in entries.values()]
+    every = CONTENDERS | SEEDINGS | BALANCED
+    names = [name for name in every if any(name in rounds for rounds in found)]
     heads = [name.replace("||", " parallel") for name in names]  # a bar parts the columns
-    lines = [
-        f"| workload | {' | '.join(heads)} | extra MiB of jax, least and most of the peers |",
-        "|" + "---|" * (len(names) + 2),
-    ]
-    for name, entry in result["workloads"].items():
+    has_memory = any("extra_mib" in rounds["jax"][0] for rounds in found)
+    heads += ["extra MiB of jax, least and most of the peers"] if has_memory else []
+    lines = [f"| workload | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
+    for name, entry in entries.items():
         work, rounds = Workload(**entry["workload"]), entry["rounds"]
-        what = f"{name}: {work.rows} {work.n:,} × {work.d}, k {work.k:,}"
+        what = f"{name}: {work.rows} {work.n:,} × {work.d}"
+        what += f", k {work.k:,}" if work.k else ""
         what += f", {work.restarts} restarts" if work.restarts > 1 else ""
         cells = [_cell(rounds.get(contender), rounds["jax"]) for contender in names]
-        memory = {
-            contender: statistics.median(one["extra_mib"] for one in times)
-            for contender, times in rounds.items()
-            if "extra_mib" in times[0]
-        }
-        peers = [mib for contender, mib in memory.items() if contender in PEERS]
-        extra = f"{memory['jax']:,.0f}, {min(peers):,.0f}–{max(peers):,.0f}" if peers else ""
-        lines.append(f"| {what}, {TASKS[work.task][0]} | {' | '.join(cells)} | {extra} |")
-    versions, peers = result["environment"]["versions"], result["peers"]
-    shown = ", ".join(f"{name} {version}" for name, version in peers.items())
-    lines += [
-        "",
-        f"float32, {result['environment']['cores']} CPU cores, jax {versions['jax']}; {shown}. "
-        "`python scripts/benchmark_kmeans.py`",
-    ]
-    return "\n".join(lines)
+        cells += [_memory(rounds)] if has_memory else []
+        lines.append(f"| {what}, {TASKS[work.task][0]} | {' | '.join(cells)} |")
+    return [*lines, ""] if entries else []
+
+
+def _memory(rounds: dict[str, list[dict]]) -> str:
+    medians = {
+        contender: statistics.median(one["extra_mib"] for one in times)
+        for contender, times in rounds.items()
+        if "extra_mib" in times[0]
+    }
+    peers = [mib for contender, mib in medians.items() if contender in PEERS]
+    return f"{medians['jax']:,.0f}, {min(peers):,.0f}–{max(peers):,.0f}" if peers else ""
+
+
+# By their makers' data sheets: float32 products (a TPU makes each of six of bfloat16) and memory.
+CHIPS = {"H100 SXM": (67e12, 3.35e12), "TPU v5e": (197e12 / 6, 0.82e12)}
+
+
+def roofline() -> list[str]:
+    """Least milliseconds of an iteration on accelerators, from shapes: nothing was measured."""
+    lines = ["| on paper, ms per iteration | blocks by XLA | fused kernel |", "|---|---|---|"]
+    for chip, (flops, memory) in CHIPS.items():
+        for name in ("c", "d"):
+            work = WORKLOADS[name]
+            product = 2 * work.n * work.d * work.k / flops
+            rows, scores = (4 * work.n * m / memory for m in (work.d, 2 * work.k))
+            update = max(product, rows)  # the product with one-hot labels
+            times = (1e3 * t for t in (max(product, rows) + scores + update,
+                                       max(product, rows) + update))  # fmt: skip
+            cells = " | ".join(f"{t:.2f}" for t in times)
+            lines.append(f"| {name} on {chip} | {cells} |")
+    return lines
+
+
+def cpu_model() -> str:
+    """Name of the processor, as far as the system tells, and its widest vectors."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    name = next((line for line in text.splitlines() if line.startswith("model name")), ": unknown")
+    vectors = next((flag for flag in ("avx512f", "avx2", "avx") if f" {flag} " in text), "")
+    return f"{name.split(':')[1].strip()} {vectors}".strip()
 
 
 def _cell(rounds: list[dict] | None, ours: list[dict]) -> str:
@@ -560,7 +683,7 @@ def peer_versions(python: str) -> dict[str, str]:
     """Versions of the peers under a Python; "not installed" where they are not."""
     code = "import importlib.metadata as m; print(m.version({!r}))"
     versions = {}
-    for package in (*PEERS[:2], "faiss-cpu", *PEERS[3:]):
+    for package in ("faiss-cpu" if name == "faiss" else name for name in PEERS):
         done = subprocess.run([python, "-c", code.format(package)], capture_output=True, text=True)
         versions[package] = done.stdout.strip() if done.returncode == 0 else "not installed"
     return versions

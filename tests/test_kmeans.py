@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import cluster, datasets
 
-from deepclust_jax import metrics
+from deepclust_jax import data, metrics
 from deepclust_jax.clustering import kmeans, lloyd, seeding
 
 KEY = jax.random.key(0)
@@ -66,6 +66,12 @@ def test_equals_sklearn_on_real_images(data_dir, name):
     x = images.reshape(len(images), -1).astype(np.float32) / 255
     ours, theirs = compare_with_sklearn(x, 10)
     assert abs(int(ours.n_iter) - theirs.n_iter_) <= 1
+
+
+@pytest.mark.parametrize("name, k", [("pendigits", 10), ("pbmc4k", 8), ("pbmc4k", 40)])
+def test_equals_sklearn_on_real_tables(data_dir, name, k):
+    dataset, _ = data.load(name)
+    compare_with_sklearn(np.asarray(dataset.x, np.float32), k)
 
 
 def test_iterations_as_sklearn():
@@ -550,6 +556,15 @@ def test_cosine_with_restarts_on_a_sample():
     )
     found = kmeans.fit(KEY, x, 40, metric="cosine")
     assert metrics.ari(np.arange(40_000) % 40, np.asarray(found.labels)) > 0.999
+
+
+def test_rotation():
+    x = rows(6, n=300, d=5)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0].astype(np.float32)
+    found = kmeans.fit(KEY, x, 4, init=x[:4])
+    turned = kmeans.fit(KEY, x @ turn, 4, init=x[:4] @ turn)
+    np.testing.assert_array_equal(turned.labels, found.labels)
+    np.testing.assert_allclose(turned.centroids, found.centroids @ turn, atol=1e-4)
 
 
 def test_shift_scale_and_permutation():
