@@ -21,10 +21,19 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if type(error).__name__ not in expected and not isinstance(error, types):
+        reason = str(error)
+        if isinstance(error, OSError):  # a full disk, or a file that is gone
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+        elif type(error).__name__ not in expected and not isinstance(error, types):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
         return 2
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError for a seed that is no root of keys."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"expected --seed from 0 to 2**32 - 1, found {seed}")
 
 
 def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
@@ -32,6 +41,8 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
     folder = path.absolute().parent
     if path.suffix != suffix:
         raise ConfigError(f"expected a file ending in {suffix}, found {path}; rename it")
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder; choose a file")
     if os.path.exists(path) and not overwrite:
         raise ConfigError(f"{path} is there already; add --overwrite or choose another")
     if not os.path.isdir(folder):

@@ -2,7 +2,7 @@
 
     pip install -e ".[bench]"
     python scripts/benchmark_kmeans.py                # all workloads, in rounds; half an hour
-    python scripts/benchmark_kmeans.py --quick        # small rows, one round: does it all run?
+    python scripts/benchmark_kmeans.py --quick        # small rows, one round: 5 minutes
     python scripts/benchmark_kmeans.py --table        # rewrites the table in README.md
 
 Every contender runs in a process of its own, with all cores and its best settings, from the same
@@ -22,6 +22,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -113,7 +114,14 @@ def main(args: list[str] | None = None) -> int:
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     unknown = [name for name in options.workloads if name not in WORKLOADS]
     if unknown:
-        print(f"error: expected workloads of {', '.join(WORKLOADS)}; found {unknown[0]}")
+        known = ", ".join(map(repr, WORKLOADS))
+        print(f"error: expected workloads of {known}; found {unknown[0]!r}", file=sys.stderr)
+        return 2
+    if options.rounds < 1 or shutil.which(options.peer_python) is None:
+        print(
+            f"error: expected --rounds >= 1 and a Python as --peer-python, found {options.rounds} "
+            f"and {options.peer_python}", file=sys.stderr,
+        )  # fmt: skip
         return 2
     if options.table:
         import reproduce

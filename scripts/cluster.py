@@ -79,11 +79,8 @@ def cluster(options: Options) -> int:
         )
     kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
     z, labels = train.embed(trained.algorithm, kept, dataset.x)
-    try:
-        for path, found in zip(outputs, (labels[0], z[0]), strict=False):
-            np.save(path, found)
-    except OSError as error:
-        raise config.ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+    for path, found in zip(outputs, (labels[0], z[0]), strict=False):
+        np.save(path, found)
     sizes = np.bincount(labels[0], minlength=trained.options.data.n_clusters)
     print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
     print(f"Labels: {options.labels_out}")

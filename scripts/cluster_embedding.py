@@ -16,7 +16,8 @@ import tyro
 
 from deepclust_jax import command
 
-SCORED, MOST_CLUSTERS = 100_000, 1000  # rows and clusters up to which scores without labels are
+# Rows squared times features, and clusters, up to which scores without labels are: seconds.
+SCORED, MOST_CLUSTERS = 10**10, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +38,15 @@ class Options:
     """For all but dbscan and hdbscan. None: that of the run or of a named set."""
 
     devices: int | None = None
-    """Devices for kmeans that share the rows: cores of a CPU, or accelerators. None: one."""
+    """Devices that share the rows, held in memory, for kmeans: cores of a CPU, or accelerators.
+    None: one. It pays from some hundred thousand rows on."""
 
     min_size: int | None = None
-    """Rows of the smallest cluster, for balanced. None: as many as of all others, or --max-size."""
+    """Rows of the smallest cluster, for balanced. None: 0 beside --max-size, else all are of one
+    size."""
 
     max_size: int | None = None
-    """Rows of the largest cluster, for balanced."""
+    """Rows of the largest cluster, for balanced. None: any number beside --min-size."""
 
     probes: int = 1
     """Parts of the tree in which each row looks for its cluster, for hierarchical."""
@@ -52,7 +55,7 @@ class Options:
     """For agglomerative."""
 
     eps: float | None = None
-    """Largest distance of neighbours, for dbscan."""
+    """Largest distance of neighbours, in units of the scaled rows, for dbscan."""
 
     min_samples: int = 5
     """Rows near a row that make it a core row, for dbscan and hdbscan."""
@@ -62,6 +65,13 @@ class Options:
 
     labels: str | None = None
     """Labels of data, for scores only: a file, or a column of a table."""
+
+    kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
+    """What the data are."""
+
+    scaling: Literal["auto", "range", "standard", "counts", "none"] = "auto"
+    """Scaling of data; auto: features of tables have mean 0 and variance 1. The codes of a run are
+    taken as they are."""
 
     seed: int = 0
     """Seed of kmeans, balanced and hierarchical."""
@@ -86,10 +96,15 @@ def cluster(options: Options) -> int:
     from deepclust_jax import metrics
     from deepclust_jax.report import run_directory
 
+    check_options(options)
     command.check_output(options.labels_out, ".npy", overwrite=options.overwrite)
     start_devices(options.devices)
-    z, truth, k = run_directory.rows_of(options.source, options.labels)
+    z, truth, k = run_directory.rows_of(
+        options.source, options.labels, kind=options.kind, scaling=options.scaling
+    )
     labels = cluster_rows(options, z, k if options.n_clusters is None else options.n_clusters)
+    np.save(options.labels_out, labels)  # before the scores, which take their time
+    print(f"Labels: {options.labels_out}")
     is_found = labels >= 0
     print(f"{len(z)} rows x {z.shape[1]}; {options.clusterer}: {labels.max() + 1} clusters")
     if not is_found.all():
@@ -98,18 +113,47 @@ def cluster(options: Options) -> int:
         scores = metrics.external_scores(truth, labels - labels.min())
         print("  ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items()))
     scored = np.flatnonzero(is_found)
-    if len(scored) > SCORED:
-        scored = np.sort(np.random.default_rng(options.seed).choice(scored, SCORED, replace=False))
-        print(f"scores without labels: of {SCORED:,} rows drawn at random")
-    if 1 < len(np.unique(labels[scored])) <= MOST_CLUSTERS:
+    most = int((SCORED / z.shape[1]) ** 0.5)
+    if len(scored) > most:
+        scored = np.sort(np.random.default_rng(options.seed).choice(scored, most, replace=False))
+        print(f"scores without labels: of {most:,} rows drawn at random")
+    if 1 < len(np.unique(labels[scored])) < min(MOST_CLUSTERS + 1, len(scored)):
         scores = metrics.internal_scores(z[scored], labels[scored])
         print("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     sizes = np.bincount(labels[is_found]) if is_found.any() else np.zeros(0, int)
     more = f" and {len(sizes) - 30} more" if len(sizes) > 30 else ""
-    print(f"Cluster sizes: {' '.join(map(str, sizes[:30]))}{more}")
-    np.save(options.labels_out, labels)
-    print(f"Labels: {options.labels_out}")
+    if len(sizes):
+        print(f"Cluster sizes: {' '.join(map(str, sizes[:30]))}{more}")
     return 0
+
+
+# Options that only some methods have.
+OF = {
+    "n_clusters": ("kmeans", "balanced", "hierarchical", "agglomerative"),
+    "devices": ("kmeans",),
+    "min_size": ("balanced",),
+    "max_size": ("balanced",),
+    "probes": ("hierarchical",),
+    "linkage": ("agglomerative",),
+    "eps": ("dbscan",),
+    "min_samples": ("dbscan", "hdbscan"),
+    "min_cluster_size": ("hdbscan",),
+}
+
+
+def check_options(options: Options) -> None:
+    """Refuse a seed out of range, and an option that the method has not."""
+    from deepclust_jax import config
+
+    command.check_seed(options.seed)
+    for field in dataclasses.fields(options):
+        methods = OF.get(field.name, (options.clusterer,))
+        if options.clusterer not in methods and getattr(options, field.name) != field.default:
+            name = field.name.replace("_", "-")
+            raise config.ConfigError(
+                f"expected --{name} beside --clusterer {' or '.join(methods)} only, found "
+                f"{options.clusterer}"
+            )
 
 
 def start_devices(n: int | None) -> None:
@@ -148,8 +192,6 @@ def cluster_rows(options: Options, z, k):
     key, name = jax.random.key(options.seed), options.clusterer
     if name not in ("dbscan", "hdbscan") and k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.source}; give it")
-    if name != "kmeans" and options.devices is not None:
-        raise config.ConfigError(f"expected --devices beside kmeans only, found {name}")
     if name == "kmeans" and options.devices is None and not isinstance(z, np.ndarray):
         return streaming.fit(key, z, k).labels
     z = np.asarray(z[:])
@@ -169,8 +211,10 @@ def cluster_rows(options: Options, z, k):
         return classical.hdbscan(
             z, min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
         )
-    if options.min_samples < 1:
-        raise config.ConfigError(f"expected --min-samples >= 1, found {options.min_samples}")
+    if not 1 <= options.min_samples <= len(z):
+        raise config.ConfigError(
+            f"expected --min-samples from 1 to {len(z)} (the rows), found {options.min_samples}"
+        )
     if options.eps is None:
         half, most = neighbour_distances(z, options.min_samples)
         raise config.ConfigError(

@@ -7,7 +7,7 @@ python scripts/select_k.py runs/demo --k-max 20 --out choice_of_k.png
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,6 +20,16 @@ class Options:
 
     source: Annotated[str, tyro.conf.Positional]
     """Run directory of train_deep_kmeans.py, or name or path of data."""
+
+    labels: str | None = None
+    """Labels of data, which then are no feature: a file, or a column of a table."""
+
+    kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
+    """What the data are."""
+
+    scaling: Literal["auto", "range", "standard", "counts", "none"] = "auto"
+    """Scaling of data; auto: features of tables have mean 0 and variance 1. The codes of a run are
+    taken as they are."""
 
     k_max: int = 15
     """Largest number of clusters."""
@@ -53,8 +63,11 @@ def select(options: Options) -> int:
     from deepclust_jax.clustering import select_k
     from deepclust_jax.report import figures, run_directory
 
+    command.check_seed(options.seed)
     command.check_output(options.out, ".png", overwrite=options.overwrite)
-    rows, _, _ = run_directory.rows_of(options.source)
+    rows, _, _ = run_directory.rows_of(
+        options.source, options.labels, kind=options.kind, scaling=options.scaling
+    )
     evidence = select_k.sweep(
         jax.random.key(options.seed), rows, options.k_max,
         k_min=options.k_min, max_rows=options.max_rows,

@@ -1,5 +1,6 @@
 """Agglomerative clustering and HDBSCAN: worked examples, real rows, and what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.cluster import hierarchy
@@ -38,6 +39,14 @@ def test_hdbscan_finds_clusters_of_different_density():
     labels = classical.hdbscan(x.astype(np.float32), min_cluster_size=20)
     assert len(set(labels[labels >= 0].tolist())) == 2 and labels.dtype == np.int32
     assert metrics.ari(np.repeat([0, 1], 150)[labels >= 0], labels[labels >= 0]) == 1.0
+
+
+def test_types_that_sklearn_does_not_know():
+    x = datasets.load_iris().data
+    expected = classical.agglomerative(x.astype(np.float32), 3)
+    labels = classical.agglomerative(jnp.asarray(x, jnp.bfloat16), 3)
+    assert metrics.ari(expected, labels) > 0.9  # eight bits of each value are left
+    assert len(classical.hdbscan(jnp.asarray(x, jnp.float16))) == 150
 
 
 @pytest.mark.parametrize(

@@ -114,23 +114,32 @@ def test_a_kernel_that_fails_or_errs_is_not_used(monkeypatch):
             (lambda *args, platform: 1 / 0, False),
         ]:
             monkeypatch.setattr(fused, "nearest", wrong)
-            fused.works.cache_clear()
+            fused._works.cache_clear()
             # Also while a program is traced, and from within vmap.
             traced = jax.jit(jax.vmap(lambda x: x * fused.works(10, 20, "gpu")))
             assert traced(jnp.ones(3)).tolist() == [verdict] * 3
             assert fused.works(300, 20, "gpu") is False
+            with jax.enable_x64(True):
+                assert fused.works(10, 20, "gpu") is False
             form = "fused" if verdict else "blocks"
             assert lloyd.plan(10**9, 10, 20, platform="gpu").form == form
     finally:
-        fused.works.cache_clear()
+        fused._works.cache_clear()
 
 
-def test_k_means_through_the_kernel(monkeypatch):
-    """The whole algorithm with the plan of a GPU, the kernel interpreted."""
-    kernel = fused.nearest
-    monkeypatch.setattr(
-        fused, "nearest", lambda *args, platform: kernel(*args, platform="gpu", interpret=True)
-    )
+@pytest.mark.parametrize("lowered_for", [("cpu",), ("cuda", "rocm")])
+def test_k_means_through_the_kernel(monkeypatch, lowered_for):
+    """The whole algorithm with the plan of a GPU, the kernel interpreted; and on the CPU of a
+    machine that has a GPU, where the kernel cannot run and blocks must."""
+    kernel, called = fused.nearest, []
+
+    def interpreted(*args, platform):
+        called.append(platform)
+        assert lowered_for == ("cpu",) or jax.default_backend() == "cpu"
+        return kernel(*args, platform="gpu", interpret=True)
+
+    monkeypatch.setattr(fused, "nearest", interpreted)
+    monkeypatch.setattr(fused, "LOWERED", {"cpu": lowered_for})
     x, c = integers(700, 5, 9)
     x = x + np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     found = {}
@@ -142,3 +151,4 @@ def test_k_means_through_the_kernel(monkeypatch):
     np.testing.assert_array_equal(found["fused"].labels, found["blocks"].labels)
     np.testing.assert_allclose(found["fused"].centroids, found["blocks"].centroids, atol=1e-5)
     assert found["fused"].n_iter == found["blocks"].n_iter > 3
+    assert called

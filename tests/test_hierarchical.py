@@ -52,7 +52,8 @@ def test_iterations_never_raise_the_inertia():
     x = blobs()
     rows = jnp.asarray(x)
     top = kmeans.fit(jax.random.key(0), rows, 8)
-    first = np.r_[0, np.cumsum(hierarchical._shares(np.bincount(top.labels, minlength=8), 60))]
+    sizes = np.bincount(top.labels, minlength=8)
+    first = np.r_[0, np.cumsum(hierarchical._shares(sizes * 1.0, sizes, 60))]
     leaves = hierarchical._begin(jax.random.key(1), rows, np.asarray(top.labels), first)
     groups = hierarchical._Groups.of(np.asarray(top.labels), first)
     inertias = []
@@ -64,14 +65,25 @@ def test_iterations_never_raise_the_inertia():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "k"), [([100, 1, 0, 50], 20), ([5, 5, 5], 15), ([1, 1, 1000], 3), ([7, 0, 9], 2)]
+    ("weights", "sizes", "k"),
+    [
+        ([100, 1, 0, 50], [100, 1, 0, 50], 20),
+        ([5, 5, 5], [5, 5, 5], 15),
+        ([1, 1, 1000], [1, 1, 1000], 3),
+        ([7, 0, 9], [7, 0, 9], 2),
+        ([0.0, 0.0, 0.0], [4, 3, 0], 5),
+        ([1e-3, 1e6, 1.0], [1000, 3, 50], 200),
+        ([1e30, 0.0], [2, 1000], 900),
+    ],
 )
-def test_leaves_go_by_rows(sizes, k):
-    sizes = np.array(sizes)
-    shares = hierarchical._shares(sizes, k)
+def test_leaves_go_by_weight(weights, sizes, k):
+    weights, sizes = np.array(weights, float), np.array(sizes)
+    shares = hierarchical._shares(weights, sizes, k)
     assert shares.sum() == k and (shares <= sizes).all() and (shares[sizes > 0] > 0).all()
-    room = sizes * (k / sizes.sum())
-    assert np.abs(shares - room).max() < 2
+    free = (shares > 1) & (shares < sizes)  # bounds aside, as the weights are
+    if free.sum() > 1:
+        per_leaf = weights[free] / shares[free]
+        assert per_leaf.max() < 3 * per_leaf.min() + 1e-9
 
 
 def test_real_images_beside_all_leaves_at_once(data_dir):
@@ -83,12 +95,45 @@ def test_real_images_beside_all_leaves_at_once(data_dir):
     assert len(np.unique(found.labels)) == 400
 
 
+@pytest.mark.parametrize("k, n_parts", [(900, None), (100, 50), (40, 20)])
+def test_fewer_distinct_rows_than_parts(k, n_parts):
+    """Trap: parts that no row went to have no leaves, and rows must not be sent there later."""
+    distinct = np.random.default_rng(0).normal(size=(15, 3)).astype(np.float32)
+    x = np.repeat(distinct, 100, axis=0)
+    found = hierarchical.fit(jax.random.key(0), x, k, n_parts=n_parts)
+    assert found.inertia < 1e-6 * np.sum((x - x.mean(axis=0)) ** 2)
+    new = x + np.float32(0.01)
+    labels, sqdist = hierarchical.assign(new, found.tree)
+    np.testing.assert_allclose(found.tree.leaves[labels], x, atol=1e-3)
+    np.testing.assert_allclose(sqdist, 3e-4, rtol=0.05)
+
+
+def test_few_leaves_where_rows_are_dense():
+    """Nearly all rows in a tight ball: the leaves are needed outside."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([1e-3 * rng.normal(size=(5700, 4)), 5 * rng.normal(size=(300, 4))])
+    found = hierarchical.fit(jax.random.key(0), x.astype(np.float32), 320)
+    assert found.inertia < 0.02 * np.sum((x - x.mean(axis=0)) ** 2)
+    assert np.diff(found.tree.first).max() < 60
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1e3, lambda x: x * 1e18, lambda x: x * 1e-18])
+def test_labels_of_fit_are_those_of_assign(change):
+    x = change(blobs()).astype(np.float32)
+    found = hierarchical.fit(jax.random.key(0), x, 100)
+    labels, _ = hierarchical.assign(x, found.tree)
+    np.testing.assert_array_equal(labels, found.labels)
+    nearest = kmeans.assign(x, found.tree.leaves)[0]
+    every = hierarchical.assign(x, found.tree, probes=len(found.tree.parts))[0]
+    assert np.mean(np.asarray(every) == np.asarray(nearest)) > 0.999
+    assert len(np.unique(labels)) > 90
+
+
 def test_every_row_a_leaf_and_duplicates():
     x = blobs(n=60)
     found = hierarchical.fit(jax.random.key(0), x, 60)
-    assert len(found.tree.leaves) == 60 and found.inertia < 0.05 * kmeans.fit(
-        jax.random.key(0), x, 8
-    ).inertia  # fmt: skip
+    assert len(found.tree.leaves) == 60
+    assert found.inertia < 0.05 * kmeans.fit(jax.random.key(0), x, 8).inertia
     same = hierarchical.fit(jax.random.key(0), np.ones((50, 3), np.float32), 20)
     assert same.inertia == 0 and np.isfinite(same.tree.leaves).all()
     one = hierarchical.fit(jax.random.key(0), x, 1)
@@ -118,9 +163,11 @@ def test_a_pure_function_of_its_key():
     ("arguments", "message"),
     [
         ({"n_clusters": 5000}, "1 <= n_clusters <= 3000"),
-        ({"n_clusters": 10, "n_parts": 11}, "1 <= n_parts <= 10"),
-        ({"n_clusters": 100, "probes": 11}, "1 <= probes <= 10"),
+        ({"n_clusters": 10, "n_parts": 11}, "n_parts as a whole number from 1 to 10"),
+        ({"n_clusters": 100, "probes": 11}, "probes as a whole number from 1 to 10"),
         ({"n_clusters": 10, "max_iter": 0}, "max_iter >= 1"),
+        ({"n_clusters": 10, "n_parts": 3.5}, "n_parts as a whole number from 1 to 10, found 3.5"),
+        ({"n_clusters": 10, "probes": 1.5}, "probes as a whole number"),
     ],
 )
 def test_numbers_out_of_range(arguments, message):
@@ -131,7 +178,11 @@ def test_numbers_out_of_range(arguments, message):
 def test_new_rows_of_another_width(found):
     with pytest.raises(ValueError, match=r"expected x \[n, 6\]"):
         hierarchical.assign(np.zeros((4, 5), np.float32), found.tree)
+    with pytest.raises(ValueError, match=r"expected a Tree, such as found.tree, found a Hier"):
+        hierarchical.assign(blobs(), found)
     bad = blobs()
     bad[3, 1] = np.nan
+    with pytest.raises(ValueError, match="found 1 NaN"):
+        hierarchical.assign(bad, found.tree)
     with pytest.raises(ValueError, match="found 1 NaN"):
         hierarchical.fit(jax.random.key(0), bad, 10)

@@ -549,6 +549,14 @@ def test_cosine_iterations_never_lose_and_fixed_point():
     np.testing.assert_allclose(found.centroids, means, atol=1e-5)
 
 
+def test_cosine_of_directions_that_float32_does_not_tell_apart():
+    x = rows(5).astype(np.float64)
+    kmeans.fit(KEY, x + 1e2, 4, metric="cosine", n_init=1)
+    with pytest.raises(ValueError, match="take an offset from the rows first"):
+        kmeans.fit(KEY, x + 1e5, 4, metric="cosine", n_init=1)
+    kmeans.fit(KEY, np.ones((9, 3)), 2, metric="cosine", n_init=1)  # all the same is no such case
+
+
 def test_cosine_with_restarts_on_a_sample():
     rng = np.random.default_rng(0)
     x = (np.eye(40)[np.arange(40_000) % 40] + 0.05 * rng.normal(size=(40_000, 40))).astype(
@@ -588,6 +596,10 @@ def test_shift_scale_and_permutation():
         (lambda x: dict(init="kmeans"), "expected init 'k-means"),
         (lambda x: dict(init=x[:3]), "expected first centroids"),
         (lambda x: dict(weights=np.ones(3)), "expected weights of shape"),
+        (lambda x: dict(weights=[1.0] * 300), r"expected weights as an array \[n\], found a list"),
+        (lambda x: dict(x=x.astype(str)), "expected real numbers in x"),
+        (lambda x: dict(x=x + 1j), "expected real numbers in x"),
+        (lambda x: dict(x=x[:0]), "none of them 0, found"),
         (lambda x: dict(weights=-np.ones(300)), "expected weights >= 0"),
         (lambda x: dict(n_init=0), "expected n_init and max_iter >= 1"),
         (lambda x: dict(n_active=5), "expected 1 <= n_active <= 4"),

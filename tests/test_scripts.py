@@ -783,7 +783,7 @@ def test_classical_clusterers_on_the_codes_of_a_run(base, digits, tmp_path, args
 def test_rows_on_disk_are_clustered_from_there(monkeypatch, tmp_path):
     np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
     monkeypatch.setattr("deepclust_jax.data.files.MAP_BYTES", 1)
-    monkeypatch.setattr(EMBEDDING, "SCORED", 20)
+    monkeypatch.setattr(EMBEDDING, "SCORED", 20**2 * ROWS.shape[1])
     args = [tmp_path / "x.npy", "--n-clusters", "3", "--labels-out", tmp_path / "labels.npy"]
     called = []
     fit = streaming.fit
@@ -813,9 +813,13 @@ def test_classical_clusterers_on_data(tmp_path):
         (["--clusterer", "hdbscan", "--min-cluster-size", "1"], "2 <= min_cluster_size"),
         (["--labels", "group"], "a run has its own"),
         (["--clusterer", "balanced", "--max-size", "5"], "max_size * 10, found"),
-        (["--clusterer", "hierarchical", "--probes", "9"], "1 <= probes <= 3"),
-        (["--clusterer", "hdbscan", "--devices", "2"], "beside kmeans only"),
+        (["--clusterer", "hierarchical", "--probes", "9"], "probes as a whole number from 1 to 3"),
+        (["--clusterer", "hdbscan", "--devices", "2"], "--devices beside --clusterer kmeans only"),
+        (["--min-size", "3"], "--min-size beside --clusterer balanced only, found kmeans"),
+        (["--clusterer", "dbscan", "--n-clusters", "3"], "--n-clusters beside"),
+        (["--clusterer", "dbscan", "--min-samples", "900"], "--min-samples from 1 to 200"),
         (["--devices", "0"], "--devices >= 1"),
+        (["--seed", "99999999999999999999"], "--seed from 0 to"),
         (["--n-clusters", "300"], "expected 1 <= n_clusters <= 200"),
     ],
 )
@@ -835,6 +839,43 @@ def test_evidence_for_the_number_of_clusters(base, tmp_path):
     assert "unknown data set" in refused(SELECT_K, "digitz", "--out", tmp_path / "b.png")
 
 
+def test_evidence_of_rows_on_disk(monkeypatch, tmp_path):
+    np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
+    monkeypatch.setattr("deepclust_jax.data.files.MAP_BYTES", 1)
+    out = done(SELECT_K, tmp_path / "x.npy", "--k-max", "4", "--out", tmp_path / "k.png")
+    assert re.search(r"^ *3 .*\*", out, re.MULTILINE)  # some score speaks for 3
+
+
+def test_outputs_that_cannot_be_written(monkeypatch, base, tmp_path):
+    (tmp_path / "a.npy").mkdir()
+    args = [base.folder, "--labels-out"]
+    assert "is a folder" in refused(EMBEDDING, *args, tmp_path / "a.npy", "--overwrite")
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "labels.npy")
+
+    monkeypatch.setattr(np, "save", full)
+    assert "labels.npy: No space left" in refused(EMBEDDING, *args, tmp_path / "b.npy")
+
+
+def test_scaling_of_data(tmp_path):
+    """The feature that tells the groups is wide; as narrow as the noise it tells less."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1, 2], 100)
+    np.save(tmp_path / "y.npy", group)
+    np.save(tmp_path / "x.npy", np.c_[10 * group, rng.normal(size=(300, 3)) * 0.01])
+    args = [tmp_path / "x.npy", "--labels", tmp_path / "y.npy", "--n-clusters", "3"]
+    args += ["--labels-out", tmp_path / "labels.npy", "--overwrite"]
+    assert "accuracy 100.0 %" in done(EMBEDDING, *args, "--scaling", "none")
+    assert "accuracy 100.0 %" not in done(EMBEDDING, *args)
+
+
+def test_damaged_codes_are_named(base, tmp_path):
+    shutil.copytree(base.folder, tmp_path / "run")
+    (tmp_path / "run" / "embeddings.npy").write_bytes(b"no array")
+    assert "embeddings.npy is damaged" in refused(SELECT_K, tmp_path / "run", "--out", "a.png")
+
+
 def test_an_unfinished_run_has_no_codes(base, tmp_path):
     shutil.copytree(base.folder, tmp_path / "run")
     (tmp_path / "run" / "embeddings.npy").unlink()
@@ -850,15 +891,18 @@ def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "RESULT", tmp_path / "none.json")
     called = call(module, "--quick", "--workloads", "b", "b, seeding")
     assert called.code == 0 and not (tmp_path / "none.json").exists()
-    head, rule, *rows = (line for line in called.out.splitlines() if line.startswith("|"))
-    assert head.startswith(
-        "| workload | jax | jax, 2 devices | scikit-learn | jax, k-means parallel |"
-    )
-    assert len(rows) == 2 and all(row.count(" | ") == head.count(" | ") for row in rows)
+    lines = [line for line in called.out.splitlines() if line.startswith("|")]
+    assert lines[0].startswith("| workload | jax | jax, 2 devices | scikit-learn | extra MiB")
+    assert lines[2].startswith("| b: blobs") and lines[2].count(" | ") == lines[0].count(" | ")
+    assert lines[3].startswith("| workload | jax | scikit-learn | jax, k-means parallel |")
+    assert lines[5].startswith("| b, seeding") and lines[5].count(" | ") == lines[3].count(" | ")
+    assert lines[6].startswith("| on paper")
     inertia = [
         ast.literal_eval(line[line.index("{") :])["inertia"]
         for line in called.out.splitlines()
         if re.match("b, round 1: (jax|scikit-learn) {", line)
     ]
     assert len(inertia) == 2 and inertia[0] == pytest.approx(inertia[1])
-    assert "expected workloads of a, usps" in call(module, "--workloads", "z").out
+    assert "expected workloads of 'a', 'usps'" in refused(module, "--workloads", "z")
+    assert "--rounds >= 1" in refused(module, "--rounds", "0")
+    assert "found 1 and no_python" in refused(module, "--rounds", "1", "--peer-python", "no_python")

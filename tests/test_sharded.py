@@ -98,6 +98,8 @@ def test_bad_input():
         ({"n_clusters": 0}, "expected 1 <= n_clusters <= 4000"),
         ({"x": np.where(x > 5, np.nan, x)}, "expected finite x, found"),
         ({"sample": 3}, "expected sample >= 7"),
+        ({"devices": 2}, "expected devices as a list"),
+        ({"devices": []}, "expected devices as a list"),
         ({"init": x[:3]}, r"expected first centroids \(7, 6\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -134,7 +134,7 @@ def test_mini_batches_of_real_rows(data_dir):
     "source, change, message",
     [
         (blobs(n=5), {}, "expected at least 7 rows"),
-        (blobs()[0], {}, r"expected rows of shape \[n, d\]"),
+        (blobs()[0], {}, r"expected rows as an array \[n, d\] or a function .* found \(6,\)"),
         (lambda: iter([]), {}, "expected blocks of rows, found none"),
         (lambda: iter([blobs(), blobs(d=5)]), {}, r"expected blocks as arrays \[b, 6\]"),
         (np.where(blobs() > 9, np.nan, blobs()), {}, "expected finite x, rows from 0 on"),
@@ -143,7 +143,8 @@ def test_mini_batches_of_real_rows(data_dir):
         (blobs(), {"init": "kmeans"}, "expected init 'k-means"),
         (blobs(), {"max_iter": 0}, "expected block and max_iter >= 1"),
         (blobs(), {"init": np.full((7, 6), np.nan)}, "expected finite init"),
-        (blobs().tolist(), {}, r"expected rows of shape \[n, d\]"),
+        (blobs().tolist(), {}, r"expected rows as an array .* found a list"),
+        (iter([blobs()]), {}, "a function that gives an iterator of blocks, found a list_iterator"),
         (lambda: iter([blobs().tolist()]), {}, r"expected blocks as arrays \[b, d\]"),
     ],
 )
@@ -168,6 +169,7 @@ def test_an_iterator_that_gives_other_rows():
         (np.zeros((3, 5), np.float32), r"expected a batch as an array \[b, 6\], found \(3, 5\)"),
         (np.zeros((0, 6), np.float32), r"expected a batch as an array \[b, 6\], found \(0, 6\)"),
         (np.full((3, 6), np.nan, np.float32), "expected finite x"),
+        ([[0.0] * 6], r"expected a batch as an array \[b, 6\], found a list"),
     ],
 )
 def test_bad_batches(x, message):

@@ -21,8 +21,8 @@ import numpy as np
 from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array, Key
 
-_TEMPERATURES = 14  # each half of the one before
-_STEPS = 20  # at each, at most
+_COLDEST = 2.0**-14  # of the mean distance between the two nearest clusters of a row
+_STEPS = 20  # at each temperature, at most
 _LONGEST = 8  # change of a price in one step, in temperatures
 
 
@@ -32,7 +32,7 @@ class Balanced(NamedTuple):
     centroids: Array  # [k, d], means of their rows
     labels: Array  # [n] int32
     inertia: Array  # [], sum of squared distances to the own centroid
-    gap: Array  # [], the share of the inertia that other labels could save at these centroids
+    gap: Array  # [], the share of their cost that other labels could save at most, in [0, 1]
     n_iter: Array  # [] int32
     converged: Array  # [] bool, False if max_iter came first
 
@@ -100,66 +100,69 @@ def _bounds(n, k, min_size, max_size) -> tuple[int, int]:
 @jax.jit
 def _fit(x, centroids, low, high, max_iter, tol) -> Balanced:
     n, k = x.shape[0], centroids.shape[0]
-    mean = jnp.mean(x, axis=0, keepdims=True)
-    scale = kmeans.power_of_two(x - mean)
-    x, centroids = (x - mean) / scale, (centroids - mean) / scale
+    x, mean, scale = kmeans.normalise(x, jnp.full((n, 1), 1 / n))
+    centroids = (centroids - mean) / scale
     plan = lloyd.plan(*x.shape, k)
     ones = jnp.ones(n, x.dtype)
 
     def iterate(carry):
-        centroids, prices, best, n_iter, _ = carry
-        labels, prices, saved = assign(x, centroids, low, high, prices)
+        centroids, best, n_iter, _ = carry
+        labels, gap = assign(x, centroids, low, high)
         means = lloyd.means(lloyd.totals(plan, x, ones, labels, k), centroids)
         inertia = jnp.sum(lloyd.distances(x, means, labels))
-        found = Balanced(means, labels, inertia, saved, n_iter + 1, jnp.bool_(False))
+        found = Balanced(means, labels, inertia, gap, n_iter + 1, jnp.bool_(False))
         is_better = inertia < best.inertia
         done = ~(inertia < (1 - tol) * best.inertia)
         best = jax.tree.map(partial(jnp.where, is_better), found, best)
-        return means, prices, best, n_iter + 1, done
+        return means, best, n_iter + 1, done
 
+    worst = jnp.full((), jnp.inf, x.dtype)
     none = Balanced(
-        centroids, jnp.zeros(n, jnp.int32), jnp.float32(jnp.inf), jnp.float32(jnp.inf),
-        jnp.int32(0), jnp.bool_(False),
-    )  # fmt: skip
-    carry = centroids, jnp.zeros(k, x.dtype), none, jnp.int32(0), jnp.bool_(False)
-    carry = jax.lax.while_loop(lambda c: (c[3] < max_iter) & ~c[4], iterate, carry)
-    best = carry[2]
+        centroids, jnp.zeros(n, jnp.int32), worst, worst, jnp.int32(0), jnp.bool_(False)
+    )
+    carry = centroids, none, jnp.int32(0), jnp.bool_(False)
+    carry = jax.lax.while_loop(lambda c: (c[2] < max_iter) & ~c[3], iterate, carry)
+    best = carry[1]
     return best._replace(
         centroids=best.centroids * scale + mean,
         inertia=best.inertia * scale**2,
-        gap=best.gap / jnp.maximum(best.inertia, 1e-30),
-        n_iter=carry[3],
-        converged=carry[4],
+        n_iter=carry[2],
+        converged=carry[3],
     )
 
 
-def assign(
-    x: Array, centroids: Array, low: Array, high: Array, prices: Array
-) -> tuple[Array, Array, Array]:
-    """Labels of sizes low to high, prices, and what other labels could save. -> [n], [k], [].
+def assign(x: Array, centroids: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Labels of sizes low to high, and the share of their cost that others could save at most.
 
-    Prices [k] given are where the search starts.
+    [n, d], [k, d] -> [n] int32, []. Rows as large as the centroids' own; for new rows without
+    bounds there is `kmeans.assign`.
     """
+    k = centroids.shape[0]
     squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(centroids**2, axis=1)[None, :]
     cost = squares - 2.0 * jnp.dot(x, centroids.T, precision=lloyd.EXACT)
-    prices = _prices(cost, low, high, prices)
+    cost = jnp.maximum(cost, 0.0)
+    prices = _prices(cost, low, high)
     priced = cost + prices[None, :]
     labels = jnp.argmin(priced, axis=1).astype(jnp.int32)
     labels = _repair(priced, labels, low, high)
     # Weak duality: no labels of these sizes cost less than where every row takes its cheapest
     # cluster, less what the bounds are worth. Of rows one by one: sums would lose the digits.
-    over = jnp.take_along_axis(priced, labels[:, None], axis=1)[:, 0] - jnp.min(priced, axis=1)
-    sizes = jnp.sum(labels[None, :] == jnp.arange(len(prices))[:, None], axis=1)
+    own = partial(jnp.take_along_axis, indices=labels[:, None], axis=1)
+    over = own(priced)[:, 0] - jnp.min(priced, axis=1)
+    sizes = jnp.sum(labels[None, :] == jnp.arange(k)[:, None], axis=1)
     slack = jnp.where(prices > 0, high - sizes, sizes - low) * jnp.abs(prices)
-    return labels, prices, jnp.sum(over) + jnp.sum(slack)
+    spent = jnp.sum(own(cost))
+    gap = (jnp.sum(over) + jnp.sum(slack)) / jnp.where(spent > 0, spent, 1.0)
+    return labels, jnp.where(spent > 0, jnp.minimum(gap, 1.0), 0.0)
 
 
-def _prices(cost, low, high, prices):
+def _prices(cost, low, high):
     """Prices at which sizes lie between the bounds, but for a few rows; 0 where they do anyway."""
     n, k = cost.shape
     nearest = -jax.lax.top_k(-cost, min(k, 2))[0]
     margin = jnp.mean(nearest[:, -1] - nearest[:, 0])
-    margin = jnp.where(margin > 0, margin, 1.0)  # all rows between clusters
+    spread = jnp.mean(jnp.max(cost, axis=1) - nearest[:, 0])  # to reach a far centroid
+    margin, spread = (jnp.where(a > 0, a, 1.0) for a in (margin, spread))
 
     def excess(prices, temperature):
         """Soft sizes, less those that the prices speak for: low if negative, high if positive."""
@@ -167,8 +170,8 @@ def _prices(cost, low, high, prices):
         wanted = low + (high - low) * jax.nn.sigmoid(prices / temperature)
         return share, jnp.sum(share, axis=0) - wanted
 
-    def at(i, prices):
-        temperature = margin * 0.5**i
+    def at(carry):
+        prices, temperature = carry
 
         def step(carry):
             prices, share, wrong, n_steps, _ = carry
@@ -178,7 +181,8 @@ def _prices(cost, low, high, prices):
             slope = jnp.diag(sizes * (1 + 1e-4) + (high - low) * leaning * (1 - leaning) + 1e-6)
             slope = slope - jnp.dot(share.T, share, precision=lloyd.EXACT)
             change = temperature * jnp.linalg.solve(slope, wrong)
-            change = change * jnp.minimum(_LONGEST * temperature / jnp.max(jnp.abs(change)), 1.0)
+            longest = jnp.maximum(jnp.max(jnp.abs(change)), 1e-30)
+            change = change * jnp.minimum(_LONGEST * temperature / longest, 1.0)
 
             def shorter(tried):
                 length = tried[3] / 2
@@ -197,9 +201,13 @@ def _prices(cost, low, high, prices):
             return (jnp.sum(jnp.abs(carry[2])) > 1e-3 * n) & (carry[3] < _STEPS) & ~carry[4]
 
         carry = prices, *excess(prices, temperature), jnp.int32(0), jnp.bool_(False)
-        return jax.lax.while_loop(goes_on, step, carry)[0]
+        return jax.lax.while_loop(goes_on, step, carry)[0], temperature / 2
 
-    return jax.lax.fori_loop(0, _TEMPERATURES, at, prices)
+    coldest = margin * _COLDEST
+    carry = jnp.zeros(k, cost.dtype), jnp.maximum(spread, margin)
+    prices = jax.lax.while_loop(lambda carry: carry[1] > coldest, at, carry)[0]
+    # What is left of a price where no bound holds is there for softness alone.
+    return jnp.where((low < high) & (jnp.abs(prices) < 32 * coldest), 0.0, prices)
 
 
 def _repair(cost, labels, low, high):
@@ -220,7 +228,7 @@ def _repair(cost, labels, low, high):
         return jnp.maximum(give, 0), jnp.maximum(jnp.where(is_over, high, low) - sizes, 0)
 
     def move(carry):
-        labels, _ = carry
+        labels, _, _ = carry
         give, take = limits(sizes_of(labels))
         target = jnp.where((take > 0)[None, :], cost, jnp.inf)
         new = jnp.argmin(target, axis=1).astype(jnp.int32)
@@ -235,10 +243,12 @@ def _repair(cost, labels, low, high):
 
         goes = is_within(labels, give) & is_within(new, take) & jnp.isfinite(loss[order])
         labels = labels.at[order].set(jnp.where(goes, new[order], labels[order]))
-        return labels, unmet(labels)
+        return labels, unmet(labels), jnp.any(goes)
 
     def unmet(labels):
         sizes = sizes_of(labels)
         return jnp.any((sizes > high) | (sizes < low))
 
-    return jax.lax.while_loop(lambda carry: carry[1], move, (labels, unmet(labels)))[0]
+    # With nan, which only a traced call can bring here, nothing moves.
+    carry = labels, unmet(labels), jnp.bool_(True)
+    return jax.lax.while_loop(lambda carry: carry[1] & carry[2], move, carry)[0]

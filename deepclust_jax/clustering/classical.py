@@ -77,4 +77,4 @@ def hdbscan(x: Array, *, min_cluster_size: int = 5, min_samples: int | None = No
 def _rows(x, n_clusters) -> np.ndarray:
     kmeans.check(x, n_clusters, "random", 1, 1, None, None)
     kmeans.check_finite("x", x)
-    return np.asarray(x)
+    return np.asarray(x, np.float64 if kmeans.is_wide(x) else np.float32)

@@ -18,6 +18,9 @@ from jax.experimental import pallas as pl
 
 from deepclust_jax.types import Array
 
+# What JAX lowers for, by the name of the backend.
+LOWERED = {"gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
+
 _MOST_FEATURES = 256  # beyond, the product takes longer than to write and read the scores
 _VMEM = 2**20  # numbers that centroids may be on a TPU: a quarter of the memory of a core, 4 MiB
 
@@ -101,9 +104,13 @@ def _kernel(x_ref, directions_ref, offsets_ref, labels_ref, *, tile):
     labels_ref[...] = jax.lax.fori_loop(0, k // tile, step, start)[1]
 
 
-@cache
 def works(d: int, k: int, platform: str) -> bool:
     """Whether the kernel runs here for such rows and gives the right labels; tried once."""
+    return not jax.config.jax_enable_x64 and _works(d, k, platform)  # Mosaic counts in 32 bits
+
+
+@cache
+def _works(d, k, platform):
     is_fit = d <= _MOST_FEATURES and (platform == "gpu" or -(-k // 128) * 128 * width(d) <= _VMEM)
     if platform not in ("gpu", "tpu") or platform != jax.default_backend() or not is_fit:
         return False

@@ -119,6 +119,8 @@ def fit(
     if not (isinstance(init, str) or callable(init)):
         start, init, n_init = narrow(init, offset), "given", 1
     rows, variance, is_tame = unit(x) if is_cosine else narrow(x, offset), None, False
+    if is_cosine and not isinstance(rows, jax.core.Tracer):
+        check_apart(rows)
     plan = lloyd.plan(*rows.shape, n_clusters, weighted=weights is not None)
     if not isinstance(rows, jax.core.Tracer):
         variance, is_finite, is_tame = survey(rows, rows.shape[0])
@@ -149,11 +151,8 @@ def _fit(
     heaviest = jax.lax.stop_gradient(jnp.max(weights))
     weights = weights / heaviest
     share = jax.lax.stop_gradient(weights / jnp.sum(weights))[:, None]  # 0: the row does not count
-    if not as_it_is:  # of size 1: squares neither overflow nor vanish
-        counted = jnp.where(share > 0, jax.lax.stop_gradient(x), 0.0)
-        mean = jnp.sum(share * counted, axis=0, keepdims=True)
-        scale = power_of_two(jnp.where(share > 0, x - mean, 0.0))
-        x = jnp.clip((x - mean) / scale, -1e15, 1e15)
+    if not as_it_is:
+        x, mean, scale = normalise(x, share)
     fixed, fixed_weights, start = jax.lax.stop_gradient((x, weights, start))
     active = jnp.arange(n_clusters) < (n_clusters if n_active is None else n_active)
     if variance is None or not as_it_is:
@@ -256,7 +255,8 @@ def _assign(x, centroids):
     plan = lloyd.plan(*x.shape, means.shape[0])
     offsets = jnp.sum(means**2, axis=-1)
     n, d = x.shape
-    block = min(plan.block, max(2**20 // d, 256))
+    copied = 2**20 if plan.sums == "scatter" else 2**24  # small steps are for small caches
+    block = min(plan.block, max(copied // d, 256))
     plan = plan._replace(block=block)
 
     def label(start, _, labels):
@@ -266,6 +266,15 @@ def _assign(x, centroids):
 
     labels = lloyd.over_blocks(n, block, label, jnp.zeros(n, jnp.int32))
     return labels, lloyd.distances(x, centroids, labels)
+
+
+def normalise(x: Array, share: Array) -> tuple[Array, Array, Array]:
+    """Rows less their mean and over a power of two, so that squares neither overflow nor vanish;
+    the mean and that power. `share` [n, 1] of each row sums to 1; with 0 a row does not count."""
+    fixed = jax.lax.stop_gradient(x)
+    mean = jnp.sum(share * jnp.where(share > 0, fixed, 0.0), axis=0, keepdims=True)
+    scale = power_of_two(jnp.where(share > 0, x - mean, 0.0))
+    return jnp.clip((x - mean) / scale, -1e15, 1e15), mean, scale
 
 
 def power_of_two(x):
@@ -303,6 +312,22 @@ def unit(x: Array) -> Array:
         raise ValueError(f"expected rows with a direction, found {zeros} of zeros; leave them out")
     rows = rows / jnp.where(largest > 0, largest, 1.0)  # squares neither overflow nor vanish
     return lloyd.to_unit_length(rows, rows)
+
+
+def check_apart(directions: Array) -> None:
+    """Raise ValueError for directions [n, d] that differ by less than float32 resolves."""
+    apart, is_one = _apart(directions)
+    if apart < 1e-7 and not is_one:
+        raise ValueError(
+            f"expected directions that differ, found a mean squared distance of {float(apart):.1e} "
+            "from the mean one, too little for float32; take an offset from the rows first"
+        )
+
+
+@jax.jit
+def _apart(x):
+    deviation = x - jnp.mean(x, axis=0, keepdims=True)
+    return jnp.mean(jnp.sum(deviation**2, axis=1)), jnp.all(x == x[:1])
 
 
 def check_metric(metric: str) -> bool:
@@ -352,8 +377,10 @@ def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
     """Raise ValueError for arguments of `fit` out of range; of x only the shape is looked at."""
     if not hasattr(x, "shape"):
         raise ValueError(f"expected rows x as an array [n, d], found a {type(x).__name__}")
-    if np.ndim(x) != 2 or 0 in x.shape:
-        raise ValueError(f"expected rows x of shape [n, d], found {np.shape(x)}")
+    if len(x.shape) != 2 or 0 in x.shape:
+        raise ValueError(f"expected rows x of shape [n, d], none of them 0, found {x.shape}")
+    if np.dtype(x.dtype).kind in "OSUc":
+        raise ValueError(f"expected real numbers in x, found values of type {x.dtype}")
     n, d = x.shape
     if not isinstance(n_clusters, int | np.integer):
         raise ValueError(f"expected a whole number n_clusters, found {n_clusters!r}")
@@ -372,8 +399,10 @@ def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:
         raise ValueError(f"expected first centroids {(n_clusters, d)}, found {init.shape}")
     if hasattr(init, "shape"):
         check_finite("init", init)
-    if weights is not None and (not hasattr(weights, "shape") or weights.shape != (n,)):
-        raise ValueError(f"expected weights of shape ({n},), found {np.shape(weights)}")
+    if weights is not None and not hasattr(weights, "shape"):
+        raise ValueError(f"expected weights as an array [n], found a {type(weights).__name__}")
+    if weights is not None and weights.shape != (n,):
+        raise ValueError(f"expected weights of shape ({n},), found {weights.shape}")
     if weights is None or isinstance(weights, jax.core.Tracer):
         return
     check_finite("weights", weights)

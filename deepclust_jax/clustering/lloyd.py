@@ -113,8 +113,7 @@ def nearest(plan: Plan, rows: Rows, directions: Array, offsets: Array) -> Array:
     if plan.form == "features":
         return _by_features(rows.features, directions, offsets)
     if plan.form == "fused" and rows.x.dtype == jnp.float32:
-        platform = jax.default_backend()
-        return fused.nearest(rows.padded, directions, offsets, platform=platform)
+        return _by_kernel(plan, rows, directions, offsets)
     if plan.form == "rows":
         k = -directions.shape[0] % 16  # the product is fastest in multiples of 16
         directions = jnp.pad(directions, ((0, k), (0, 0)))
@@ -129,6 +128,18 @@ def nearest(plan: Plan, rows: Rows, directions: Array, offsets: Array) -> Array:
 
     n = rows.x.shape[0]
     return over_blocks(n, plan.block, label, jnp.zeros(n, jnp.int32))
+
+
+def _by_kernel(plan, *arguments):
+    """By the kernel, or by blocks where the program is one for the CPU of such a machine."""
+    platform = jax.default_backend()
+
+    def kernel(rows, directions, offsets):
+        return fused.nearest(rows.padded, directions, offsets, platform=platform)
+
+    blocks = partial(nearest, plan._replace(form="blocks"))
+    kernels = dict.fromkeys(fused.LOWERED.get(platform, ()), kernel)
+    return jax.lax.platform_dependent(*arguments, default=blocks, **kernels)
 
 
 def _by_features(features, directions, offsets):

@@ -40,7 +40,7 @@ def sweep(
     k_max: int,
     *,
     k_min: int = 1,
-    n_init: int = 5,
+    n_init: int = 10,
     n_references: int = 10,
     n_halves: int = 6,
     max_rows: int = 10_000,
@@ -50,7 +50,7 @@ def sweep(
     Args:
         key: a typed key; the result is a function of it.
         x: rows [n, d].
-        k_max: the largest number of clusters.
+        k_max: the largest number of clusters, at most half the rows used.
         k_min: the smallest one.
         n_init: restarts of every k-means.
         n_references: sets of rows without clusters for the gap: uniform in the box of the rows
@@ -63,7 +63,6 @@ def sweep(
     """
     n_used = min(len(x) if hasattr(x, "__len__") else 0, max_rows)
     kmeans.check(x, 1, "random", n_init, 1, None, None)
-    kmeans.check_finite("x", x)
     if not 1 <= k_min <= k_max <= n_used // 2:
         raise ValueError(
             f"expected 1 <= k_min <= k_max <= {n_used // 2} (half the rows used), found {k_min} "
@@ -76,6 +75,7 @@ def sweep(
     row_key, key = jax.random.split(key)
     chosen = np.sort(np.asarray(kmeans.spread(row_key, x.shape[0], n_used)))
     rows = x[chosen]
+    kmeans.check_finite("x", rows)
     offset = np.mean(rows, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
     rows = kmeans.narrow(rows, offset)
     ks = np.arange(k_min, k_max + 1)

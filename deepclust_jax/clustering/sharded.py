@@ -31,7 +31,7 @@ def fit(
     n_init: int = 10,
     max_iter: int = 300,
     tol: float = 1e-4,
-    sample: int = 65_536,
+    sample: int | None = None,
 ) -> kmeans.KMeans:
     """`kmeans.fit` on several devices; from the same first centroids it finds the same labels.
 
@@ -44,7 +44,7 @@ def fit(
         n_init: restarts.
         max_iter: iterations at most.
         tol: as in `kmeans.fit`.
-        sample: rows of the sample.
+        sample: rows of the sample. None: 65,536, or 8 for each cluster where that is more.
 
     `labels` [n] are a sharded array.
 
@@ -54,8 +54,13 @@ def fit(
     is_given = hasattr(init, "shape")
     kmeans.check(x, n_clusters, init, n_init, max_iter, None, None)
     n = x.shape[0]
+    sample = max(65_536, 8 * n_clusters) if sample is None else sample
     if sample < n_clusters:
         raise ValueError(f"expected sample >= {n_clusters} (the clusters), found {sample}")
+    if devices is not None and (not isinstance(devices, Sequence) or len(devices) == 0):
+        raise ValueError(
+            f"expected devices as a list, such as jax.devices()[:2], found {devices!r}"
+        )
     rows, weights, mesh, offset = _place(x, devices)
     variance, is_finite, is_tame = kmeans.survey(rows, n)
     if not is_finite:
@@ -116,12 +121,9 @@ def _ones(n, padding, spread):
 
 @jax.jit
 def _normalise(x, weights):
-    n = jnp.sum(weights)
-    mean = jnp.sum(x, axis=0, keepdims=True) / n
-    centred = (x - mean) * weights[:, None]
-    scale = kmeans.power_of_two(centred)
-    rows = centred / scale
-    return rows, mean, scale, jnp.sum(jnp.mean(rows**2, axis=1)) / n
+    share = weights[:, None] / jnp.sum(weights)
+    rows, mean, scale = kmeans.normalise(x, share)
+    return rows, mean, scale, jnp.sum(jnp.mean(share * rows**2, axis=1))
 
 
 @partial(jax.jit, static_argnames=("plan", "mesh"))

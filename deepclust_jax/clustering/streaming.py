@@ -43,8 +43,10 @@ def partial_fit(state: MiniBatch, x: Array, weights: Array | None = None) -> Min
         ValueError: wrong shapes, NaN or infinite values, negative weights.
     """
     d = state.centroids.shape[1]
-    if not hasattr(x, "shape") or x.ndim != 2 or x.shape[0] == 0 or x.shape[1] != d:
-        raise ValueError(f"expected a batch as an array [b, {d}], found {np.shape(x)}")
+    shape = getattr(x, "shape", ())
+    if len(shape) != 2 or shape[0] == 0 or shape[1] != d:
+        found = shape or f"a {type(x).__name__}"
+        raise ValueError(f"expected a batch as an array [b, {d}], found {found}")
     weights = np.ones(x.shape[0], np.float32) if weights is None else weights
     if np.shape(weights) != (x.shape[0],):
         raise ValueError(f"expected weights of shape ({x.shape[0]},), found {np.shape(weights)}")
@@ -78,7 +80,7 @@ def fit(
     n_init: int = 10,
     max_iter: int = 300,
     tol: float = 1e-4,
-    sample: int = 65_536,
+    sample: int | None = None,
     block: int = 65_536,
 ) -> kmeans.KMeans:
     """`kmeans.fit` for rows on disk or from an iterator: exact Lloyd iterations in bounded memory.
@@ -92,7 +94,8 @@ def fit(
         n_init: restarts.
         max_iter: passes over the rows at most.
         tol: as in `kmeans.fit`.
-        sample: rows of the sample, which is held in memory.
+        sample: rows of the sample, which is held in memory. None: 65,536, or 8 for each cluster
+            where that is more.
         block: rows of an array read at a time; the blocks of an iterator are its own.
 
     The result is that of `kmeans.fit` with the centroids found on the sample, but that a cluster
@@ -102,10 +105,13 @@ def fit(
         ValueError: wrong shapes, fewer rows than clusters, NaN or infinite values, or an iterator
             that gives other rows at its second call.
     """
+    if n_clusters < 1:
+        raise ValueError(f"expected n_clusters >= 1, found {n_clusters}")
+    sample = max(65_536, 8 * n_clusters) if sample is None else sample
     if min(block, max_iter) < 1 or sample < n_clusters:
         raise ValueError(
-            f"expected block and max_iter >= 1 and sample >= {n_clusters}, found {block}, "
-            f"{max_iter} and {sample}"
+            f"expected block and max_iter >= 1 and sample >= {n_clusters} (the clusters), found "
+            f"{block}, {max_iter} and {sample}"
         )
     blocks = _blocks(source, block)
     few, offset, variance, n = _survey(key, blocks, sample)
@@ -152,7 +158,11 @@ def _blocks(source: Source, block: int) -> Callable[[], Iterator[np.ndarray]]:
         return lambda: (x for x in source() if not hasattr(x, "shape") or x.shape[0] > 0)
     shape = getattr(source, "shape", ())
     if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"expected rows of shape [n, d], found {shape}")
+        found = shape or f"a {type(source).__name__}"
+        raise ValueError(
+            "expected rows as an array [n, d] or a function that gives an iterator of blocks, "
+            f"found {found}"
+        )
     starts = range(0, source.shape[0], block)
     return lambda: (np.asarray(source[start : start + block]) for start in starts)
 

@@ -180,6 +180,8 @@ def sample_texts(
 
 def choice_of_k(path: str | os.PathLike, evidence: Any, suggested: Mapping[str, int]) -> None:
     """Write one panel per score of `select_k.sweep`, with a line at the number it speaks for."""
+    better = {"inertia": "", "davies_bouldin": ", low is good", "stability": ", the last high one"}
+    better |= {"gap": ", the first within an error of the next"}
     names = [name for name in evidence._fields if name not in ("k", "gap_error", "centroids")]
     figure = _figure(9.6, 5.0)
     grid = figure.subplots(2, 3, squeeze=False)
@@ -189,7 +191,10 @@ def choice_of_k(path: str | os.PathLike, evidence: Any, suggested: Mapping[str, 
         axes.errorbar(evidence.k, values, yerr=error, color=COLOURS[0], lw=1.5, marker=".")
         if name in suggested:
             axes.axvline(suggested[name], color=COLOURS[2], lw=1, ls="--")
-        axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
+        title = name.replace("_", " ") + better.get(name, ", high is good")
+        if name in suggested:
+            title += f": {suggested[name]}"
+        axes.set_title(title, fontsize=8, loc="left")
         axes.tick_params(labelsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)

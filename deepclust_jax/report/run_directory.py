@@ -77,7 +77,13 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise config.ConfigError(
             f"expected a finished run in {folder}, found no embeddings.npy; train it first"
         )
-    z = np.load(folder / "embeddings.npy", allow_pickle=False)
+    try:
+        z = np.load(folder / "embeddings.npy", allow_pickle=False)
+    except ValueError:
+        raise config.ConfigError(
+            f"{folder / 'embeddings.npy'} is damaged; run scripts/cluster.py again on the data of "
+            "the run, with --embeddings-out"
+        ) from None
     options = run.read_options(folder)
     kind = None if options.data.kind == "auto" else options.data.kind
     _, labels = data.load(
@@ -92,22 +98,26 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def rows_of(
-    source: str, labels: str | None = None
+    source: str, labels: str | None = None, *, kind: str = "auto", scaling: str = "auto"
 ) -> tuple[np.ndarray | preprocessing.Rows, np.ndarray | None, int | None]:
     """Rows [n, d] of a source, their true labels or None, and the number of clusters if known.
 
     The source is a finished run, whose codes are taken, or what `data.load` takes; only there
-    `labels` can be given. A large .npy of rows stays on disk.
+    labels, kind and scaling can be given. A large .npy of rows stays on disk.
 
     Raises DataError or ConfigError.
     """
     folder = Path(source)
     if (folder / config.FILE).is_file():
-        if labels is not None:
-            raise config.ConfigError("expected --labels beside data only; a run has its own")
+        if labels is not None or (kind, scaling) != ("auto", "auto"):
+            raise config.ConfigError(
+                "expected --labels, --kind and --scaling beside data only; a run has its own"
+            )
         z, truth = read_embeddings(folder)
         return z, truth, run.read_options(folder).data.n_clusters
-    dataset, truth = data.load(source, labels=labels)
+    dataset, truth = data.load(
+        source, labels=labels, kind=None if kind == "auto" else kind, scaling=scaling
+    )
     if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
         return dataset.x, truth, dataset.n_clusters
     return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
