@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Most of the time here is compilation, and half of that is optimisation; XLA_FLAGS= brings it back.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache

@@ -116,6 +116,7 @@ def test_memory_does_not_go_with_pairs():
         ((np.full((3, 2), np.nan), 1.0), "expected finite x"),
         ((np.ones((3, 2)), 0.0), "expected eps > 0, found 0.0"),
         ((np.ones((3, 2)), np.nan), "expected eps > 0, found nan"),
+        ((np.ones((3, 2)), "1"), "expected eps > 0, found '1'"),
     ],
 )
 def test_bad_input(args, message):

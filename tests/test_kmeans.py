@@ -7,7 +7,7 @@ import pytest
 from sklearn import cluster, datasets
 
 from deepclust_jax import data, metrics
-from deepclust_jax.clustering import kmeans, lloyd, seeding
+from deepclust_jax.clustering import hierarchical, kmeans, lloyd, seeding, sharded, streaming
 
 KEY = jax.random.key(0)
 
@@ -583,6 +583,17 @@ def test_shift_scale_and_permutation():
     shuffled = kmeans.fit(KEY, x[order], 4, init=x[:4])
     np.testing.assert_array_equal(reference.labels, moved.labels)
     np.testing.assert_array_equal(np.asarray(reference.labels)[order], shuffled.labels)
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2), jax.random.split(KEY, 3)])
+@pytest.mark.parametrize("fit", [kmeans.fit, sharded.fit, streaming.fit, hierarchical.fit])
+def test_what_is_no_key(fit, key):
+    with pytest.raises(ValueError, match=r"expected one key, such as jax.random.key\(0\), found"):
+        fit(key, rows(), 4)
+
+
+def test_keys_of_the_old_kind():
+    kmeans.fit(jax.random.PRNGKey(0), rows(), 4, n_init=1)
 
 
 @pytest.mark.parametrize(

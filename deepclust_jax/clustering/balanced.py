@@ -70,6 +70,7 @@ def fit(
         ValueError: wrong shapes, NaN or infinite values, k outside 1..n, bounds that n rows and k
             clusters cannot meet.
     """
+    kmeans.check_key(key)
     kmeans.check(x, n_clusters, init, n_init, max_iter, None, None)
     n = x.shape[0]
     low, high = _bounds(n, n_clusters, min_size, max_size)

@@ -47,8 +47,8 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
     """
     kmeans.check(x, 1, "random", 1, 1, None, None)
     kmeans.check_finite("x", x)
-    if not eps > 0 or not np.isfinite(eps):
-        raise ValueError(f"expected eps > 0, found {eps}")
+    if not isinstance(eps, int | float | np.number) or not 0 < eps < np.inf:
+        raise ValueError(f"expected eps > 0, found {eps!r}")
     if min_samples < 1 or int(min_samples) != min_samples:
         raise ValueError(f"expected a whole number min_samples >= 1, found {min_samples}")
     offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)

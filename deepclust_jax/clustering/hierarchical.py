@@ -67,6 +67,7 @@ def fit(
     Raises:
         ValueError: wrong shapes, NaN or infinite values, numbers out of range.
     """
+    kmeans.check_key(key)
     kmeans.check(x, n_clusters, "random", 1, max_iter, None, None)
     kmeans.check_finite("x", x)
     n_parts = max(round(n_clusters**0.5), 1) if n_parts is None else n_parts

@@ -109,6 +109,7 @@ def fit(
     Raises:
         ValueError: wrong shapes, k outside 1..n, NaN or infinite values, bad weights.
     """
+    check_key(key)
     check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     sample = _sample(sample, *x.shape, n_clusters, n_init, init, weights)
     is_cosine = check_metric(metric)
@@ -371,6 +372,14 @@ def narrow(x, offset) -> Array:
             return jnp.asarray(np.asarray(x - offset if np.any(offset) else x, np.float32))
     x = x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
     return x - jnp.asarray(offset, x.dtype)[None, :] if np.any(offset) else x
+
+
+def check_key(key: Key) -> None:
+    """Raise ValueError for what is no single key of JAX."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (shape == () if is_typed else dtype == jnp.uint32 and len(shape) == 1):
+        raise ValueError(f"expected one key, such as jax.random.key(0), found {key!r}")
 
 
 def check(x, n_clusters, init, n_init, max_iter, weights, n_active) -> None:

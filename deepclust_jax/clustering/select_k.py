@@ -61,8 +61,11 @@ def sweep(
     Raises:
         ValueError: wrong shapes, NaN or infinite values, numbers out of range.
     """
+    kmeans.check_key(key)
     n_used = min(len(x) if hasattr(x, "__len__") else 0, max_rows)
     kmeans.check(x, 1, "random", n_init, 1, None, None)
+    if not all(isinstance(k, int | np.integer) for k in (k_min, k_max)):
+        raise ValueError(f"expected whole numbers k_min and k_max, found {k_min!r} and {k_max!r}")
     if not 1 <= k_min <= k_max <= n_used // 2:
         raise ValueError(
             f"expected 1 <= k_min <= k_max <= {n_used // 2} (half the rows used), found {k_min} "

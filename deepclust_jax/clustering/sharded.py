@@ -52,6 +52,7 @@ def fit(
         ValueError: as `kmeans.fit`.
     """
     is_given = hasattr(init, "shape")
+    kmeans.check_key(key)
     kmeans.check(x, n_clusters, init, n_init, max_iter, None, None)
     n = x.shape[0]
     sample = max(65_536, 8 * n_clusters) if sample is None else sample

@@ -105,6 +105,7 @@ def fit(
         ValueError: wrong shapes, fewer rows than clusters, NaN or infinite values, or an iterator
             that gives other rows at its second call.
     """
+    kmeans.check_key(key)
     if n_clusters < 1:
         raise ValueError(f"expected n_clusters >= 1, found {n_clusters}")
     sample = max(65_536, 8 * n_clusters) if sample is None else sample
