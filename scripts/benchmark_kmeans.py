@@ -142,10 +142,7 @@ def measure(options: Options) -> dict[str, Any]:
     result: dict[str, Any] = {"workloads": {}}
     if RESULT.is_file() and not options.quick:
         result = json.loads(RESULT.read_text())
-    result["environment"] = environment.environment() | {
-        "cores": os.cpu_count(),
-        "cpu": cpu_model(),
-    }
+    result["environment"] = environment.environment() | {"cores": os.cpu_count()}
     result["peers"] = peer_versions(options.peer_python)
     for name in options.workloads:
         work = WORKLOADS[name]
@@ -170,7 +167,7 @@ def measure(options: Options) -> dict[str, Any]:
                     if one is not None:
                         found.setdefault(contender, []).append(one)
                         print(f"{name}, round {round_ + 1}: {contender} {one}", flush=True)
-        entry = {"workload": dataclasses.asdict(work), "rounds": found}
+        entry = {"workload": dataclasses.asdict(work), "rounds": found, "cpu": cpu_model()}
         result["workloads"][name] = entry
         if not options.quick:
             RESULT.parent.mkdir(exist_ok=True)
@@ -600,13 +597,14 @@ def table(result: dict[str, Any]) -> str:
     """The tables in Markdown: median, range, and how many times the median of jax that is."""
     groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan")
     machine, peers = result["environment"], result["peers"]
+    cpus = cpus_of(result["workloads"])
     shown = ", ".join(f"{name} {version}" for name, version in peers.items())
     counts = {len(times) for e in result["workloads"].values() for times in e["rounds"].values()}
     rounds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     return "\n".join(
         [
-            *(line for tasks in groups for line in _table(result["workloads"], tasks)),
-            f"float32, {machine['cores']} cores of {machine['cpu']}, {rounds} rounds, jax "
+            *(line for tasks in groups for line in _table(result["workloads"], tasks, cpus)),
+            f"float32, {machine['cores']} cores of {'; '.join(cpus)}; {rounds} rounds, jax "
             f"{machine['versions']['jax']}; {shown}. `python scripts/benchmark_kmeans.py`",
             "",
             *roofline(),
@@ -614,7 +612,15 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def _table(workloads: dict[str, Any], tasks: tuple[str, ...]) -> list[str]:
+def cpus_of(workloads: dict[str, Any]) -> list[str]:
+    """Processors of the workloads; from the second on with a dagger for each, which marks rows."""
+    found = dict.fromkeys(
+        entry.get("cpu", "a processor not recorded") for entry in workloads.values()
+    )
+    return [f"{name}{(' ' + '†' * i) * (i > 0)}".strip() for i, name in enumerate(found)]
+
+
+def _table(workloads: dict[str, Any], tasks: tuple[str, ...], cpus: list[str]) -> list[str]:
     """Lines of the table of workloads with these tasks; none where there is no such workload."""
     entries = {name: e for name, e in workloads.items() if e["workload"]["task"] in tasks}
     found = [entry["rounds"] for entry in entries.values()]
@@ -626,7 +632,9 @@ def _table(workloads: dict[str, Any], tasks: tuple[str, ...]) -> list[str]:
     lines = [f"| workload | {' | '.join(heads)} |", "|" + "---|" * (len(heads) + 1)]
     for name, entry in entries.items():
         work, rounds = Workload(**entry["workload"]), entry["rounds"]
-        what = f"{name}: {work.rows} {work.n:,} × {work.d}"
+        cpu = entry.get("cpu", "a processor not recorded")
+        marks = next(other[len(cpu) :].strip() for other in cpus if other.split(" †")[0] == cpu)
+        what = f"{name}{marks}: {work.rows} {work.n:,} × {work.d}"
         what += f", k {work.k:,}" if work.k else ""
         what += f", {work.restarts} restarts" if work.restarts > 1 else ""
         cells = [_cell(rounds.get(contender), rounds["jax"]) for contender in names]
