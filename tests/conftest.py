@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# Most of the time here is compilation, and half of that is optimisation; XLA_FLAGS= brings it back.
+# Most of the time here is compilation, a third of it optimisation; XLA_FLAGS= brings that back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax

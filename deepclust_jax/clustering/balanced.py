@@ -5,9 +5,9 @@
 
 At given centroids the best labels solve a transport problem (Bradley et al. 2000). Its dual is a
 price for each cluster: rows go where distance plus price is least, and prices are right when the
-sizes are. They are found at falling temperatures, where sizes are soft, by steps of Newton's or
-Sinkhorn's method (Cuturi 2013), whichever gets further; the few rows that are still too many then
-move where that costs least. `gap` says how far the labels are from the best ones at most.
+sizes are. They are found by Newton's steps at falling temperatures, where sizes are soft (as in
+Cuturi 2013); the few rows that are still too many then move where that costs least. `gap` says how
+far the labels are from the best ones at most.
 """
 
 from collections.abc import Callable

@@ -198,7 +198,7 @@ def _nearest_parts(x, parts, *, probes):
 
 
 def _of_block(x, leaves, squares, block, width):
-    """Rows of a block, their nearest leaves in the part, and the scores of those."""
+    """Rows of a block, and their nearest leaves in the part."""
     rows, first, n_leaves = block
     of_block = jnp.take(x, rows, axis=0, mode="fill", fill_value=0)
     start = jnp.minimum(first, len(leaves) - width)
@@ -209,7 +209,7 @@ def _of_block(x, leaves, squares, block, width):
     scores = offsets[:, None] - 2.0 * jnp.dot(own, of_block.T, precision=lloyd.EXACT)
     lowest = jnp.min(scores, axis=0)
     found = jnp.min(jnp.where(scores == lowest[None, :], number[:, None], len(leaves)), axis=0)
-    return of_block, found.astype(jnp.int32), lowest
+    return of_block, found.astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames="width")
@@ -220,7 +220,7 @@ def _probe(x, leaves, groups, best, labels, *, width):
     def one(i, carry):
         best, labels = carry
         block = jax.tree.map(lambda a: a[i], groups)
-        rows, found, _ = _of_block(x, leaves, squares, block, width)
+        rows, found = _of_block(x, leaves, squares, block, width)
         sqdist = jnp.sum((rows - leaves[found]) ** 2, axis=-1)  # comparable between parts
         old = jnp.take(best, block[0], mode="fill", fill_value=0)
         old_label = jnp.take(labels, block[0], mode="fill", fill_value=0)
@@ -241,7 +241,7 @@ def _iterate(x, leaves, groups, *, width):
     def one(i, carry):
         sums, counts = carry
         block = jax.tree.map(lambda a: a[i], groups)
-        rows, found, _ = _of_block(x, leaves, squares, block, width)
+        rows, found = _of_block(x, leaves, squares, block, width)
         to = jnp.where(block[0] < len(x), found, len(leaves))
         return sums.at[to].add(rows, mode="drop"), counts.at[to].add(1.0, mode="drop")
 
