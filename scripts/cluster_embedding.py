@@ -79,8 +79,12 @@ class Options:
     labels_out: Path = Path("labels.npy")
     """File for the clusters, int32 [n]; -1 is noise."""
 
+    centroids_out: Path | None = None
+    """File for the centroids, [k, d] on the scale of the scaled rows, of kmeans, balanced and
+    hierarchical: kmeans.assign(rows, centroids) labels new rows."""
+
     overwrite: bool = False
-    """Replace the file if it is there."""
+    """Replace files that are there."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -98,13 +102,19 @@ def cluster(options: Options) -> int:
 
     check_options(options)
     command.check_output(options.labels_out, ".npy", overwrite=options.overwrite)
+    if options.centroids_out is not None:
+        command.check_output(options.centroids_out, ".npy", overwrite=options.overwrite)
     start_devices(options.devices)
     z, truth, k = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
     )
-    labels = cluster_rows(options, z, k if options.n_clusters is None else options.n_clusters)
+    k = k if options.n_clusters is None else options.n_clusters
+    labels, centroids = cluster_rows(options, z, k)
     np.save(options.labels_out, labels)  # before the scores, which take their time
     print(f"Labels: {options.labels_out}")
+    if options.centroids_out is not None:
+        np.save(options.centroids_out, centroids)
+        print(f"Centroids: {options.centroids_out}")
     is_found = labels >= 0
     print(f"{len(z)} rows x {z.shape[1]}; {options.clusterer}: {labels.max() + 1} clusters")
     if not is_found.all():
@@ -133,6 +143,7 @@ OF = {
     "devices": ("kmeans",),
     "min_size": ("balanced",),
     "max_size": ("balanced",),
+    "centroids_out": ("kmeans", "balanced", "hierarchical"),
     "probes": ("hierarchical",),
     "linkage": ("agglomerative",),
     "eps": ("dbscan",),
@@ -174,43 +185,33 @@ def start_devices(n: int | None) -> None:
 
 
 def cluster_rows(options: Options, z, k):
-    """Clusters of rows [n, d] by the chosen method. -> NumPy int32 [n]."""
+    """Clusters of rows [n, d] by the chosen method, and centroids. -> NumPy int32 [n], [k, d] or
+    None."""
     import jax
     import numpy as np
 
     from deepclust_jax import config
-    from deepclust_jax.clustering import (
-        balanced,
-        classical,
-        dbscan,
-        hierarchical,
-        kmeans,
-        sharded,
-        streaming,
-    )
+    from deepclust_jax.clustering import balanced, classical, dbscan, hierarchical
 
     key, name = jax.random.key(options.seed), options.clusterer
     if name not in ("dbscan", "hdbscan") and k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.source}; give it")
-    if name == "kmeans" and options.devices is None and not isinstance(z, np.ndarray):
-        return streaming.fit(key, z, k).labels
-    z = np.asarray(z[:])
-    if name == "kmeans" and options.devices is not None:
-        devices = jax.devices()[: options.devices]
-        return np.asarray(sharded.fit(key, z, k, devices=devices).labels)
     if name == "kmeans":
-        return np.asarray(kmeans.fit(key, z, k).labels)
+        found = fit_kmeans(key, z, k, options.devices)
+        return np.asarray(found.labels), np.asarray(found.centroids)
+    z = np.asarray(z[:])
     if name == "balanced":
         sizes = {"min_size": options.min_size, "max_size": options.max_size}
-        return np.asarray(balanced.fit(key, z, k, **sizes).labels)
+        found = balanced.fit(key, z, k, **sizes)
+        return np.asarray(found.labels), np.asarray(found.centroids)
     if name == "hierarchical":
-        return np.asarray(hierarchical.fit(key, z, k, probes=options.probes).labels)
+        found = hierarchical.fit(key, z, k, probes=options.probes)
+        return np.asarray(found.labels), np.asarray(found.tree.leaves)
     if name == "agglomerative":
-        return classical.agglomerative(z, k, linkage=options.linkage)
+        return classical.agglomerative(z, k, linkage=options.linkage), None
     if name == "hdbscan":
-        return classical.hdbscan(
-            z, min_cluster_size=options.min_cluster_size, min_samples=options.min_samples
-        )
+        size, samples = options.min_cluster_size, options.min_samples
+        return classical.hdbscan(z, min_cluster_size=size, min_samples=samples), None
     if not 1 <= options.min_samples <= len(z):
         raise config.ConfigError(
             f"expected --min-samples from 1 to {len(z)} (the rows), found {options.min_samples}"
@@ -222,7 +223,19 @@ def cluster_rows(options: Options, z, k):
             f"(--min-samples {options.min_samples}) is within {half:.3g} for half of the rows and "
             f"{most:.3g} for nine of ten"
         )
-    return np.asarray(dbscan.fit(z, options.eps, min_samples=options.min_samples).labels)
+    return np.asarray(dbscan.fit(z, options.eps, min_samples=options.min_samples).labels), None
+
+
+def fit_kmeans(key, z, k, n_devices):
+    """k-means of rows in memory, over devices, or of rows that stay on disk."""
+    import jax
+    import numpy as np
+
+    from deepclust_jax.clustering import kmeans, sharded, streaming
+
+    if n_devices is not None:
+        return sharded.fit(key, np.asarray(z[:]), k, devices=jax.devices()[:n_devices])
+    return (kmeans if isinstance(z, np.ndarray) else streaming).fit(key, z, k)
 
 
 def neighbour_distances(z, min_samples: int) -> tuple[float, float]:

@@ -21,9 +21,9 @@ import pytest
 from sklearn.cluster import KMeans
 
 from deepclust_jax import checkpoint, config, data, metrics, run, train
-from deepclust_jax.clustering import streaming
+from deepclust_jax.clustering import kmeans, streaming
 from deepclust_jax.data import arrays
-from deepclust_jax.report import baselines, logs, tables
+from deepclust_jax.report import baselines, logs, run_directory, tables
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--hidden 16 8 --embed-dim 3 --seeds 3 --pretrain-epochs 2 --epochs 2 --limit 200"
@@ -780,6 +780,16 @@ def test_classical_clusterers_on_the_codes_of_a_run(base, digits, tmp_path, args
         assert np.bincount(labels).tolist() == [20] * 10
 
 
+@pytest.mark.parametrize("clusterer", ["kmeans", "hierarchical"])
+def test_centroids_label_the_rows_again(tmp_path, clusterer):
+    np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
+    outs = ["--labels-out", tmp_path / "labels.npy", "--centroids-out", tmp_path / "centroids.npy"]
+    done(EMBEDDING, tmp_path / "x.npy", "--clusterer", clusterer, "--n-clusters", "3", *outs)
+    labels, centroids = (np.load(path, allow_pickle=False) for path in outs[1::2])
+    rows, _, _ = run_directory.rows_of(str(tmp_path / "x.npy"))
+    assert np.array_equal(kmeans.assign(rows, centroids)[0], labels)
+
+
 def test_rows_on_disk_are_clustered_from_there(monkeypatch, tmp_path):
     np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
     monkeypatch.setattr("deepclust_jax.data.files.MAP_BYTES", 1)
@@ -815,6 +825,7 @@ def test_classical_clusterers_on_data(tmp_path):
         (["--clusterer", "balanced", "--max-size", "5"], "max_size * 10, found"),
         (["--clusterer", "hierarchical", "--probes", "9"], "probes as a whole number from 1 to 3"),
         (["--clusterer", "hdbscan", "--devices", "2"], "--devices beside --clusterer kmeans only"),
+        (["--clusterer", "hdbscan", "--centroids-out", "c.npy"], "--centroids-out beside"),
         (["--min-size", "3"], "--min-size beside --clusterer balanced only, found kmeans"),
         (["--clusterer", "dbscan", "--n-clusters", "3"], "--n-clusters beside"),
         (["--clusterer", "dbscan", "--min-samples", "900"], "--min-samples from 1 to 200"),

@@ -75,13 +75,11 @@ def fit(
     n = x.shape[0]
     low, high = _bounds(n, n_clusters, min_size, max_size)
     start = kmeans.fit(key, x, n_clusters, init=init, n_init=n_init)
-    offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    offset = kmeans.offset_of(x)
     found = _fit(
         kmeans.narrow(x, offset), kmeans.narrow(start.centroids, offset), low, high, max_iter, tol
     )
-    if np.any(offset):
-        return found._replace(centroids=np.asarray(found.centroids, np.float64) + offset)
-    return found
+    return found._replace(centroids=kmeans.with_offset(found.centroids, offset))
 
 
 def _bounds(n, k, min_size, max_size) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def fit(x: Array, eps: float, *, min_samples: int = 5) -> DBSCAN:
         raise ValueError(f"expected eps > 0, found {eps!r}")
     if min_samples < 1 or int(min_samples) != min_samples:
         raise ValueError(f"expected a whole number min_samples >= 1, found {min_samples}")
-    offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    offset = kmeans.offset_of(x)
     eps = min(float(eps), 1e38)
     rows, limit, keys = _scaled(kmeans.narrow(x, offset), jnp.float32(eps))
     rows, keys = np.asarray(rows), np.asarray(keys)

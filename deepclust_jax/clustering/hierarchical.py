@@ -73,7 +73,7 @@ def fit(
     n_parts = max(round(n_clusters**0.5), 1) if n_parts is None else n_parts
     _check_whole("n_parts", n_parts, n_clusters)
     _check_whole("probes", probes, n_parts)
-    offset = np.mean(x, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    offset = kmeans.offset_of(x)
     rows, mean, scale = _centred(kmeans.narrow(x, offset))
     part_key, leaf_key = jax.random.split(key)
     parts = kmeans.fit(part_key, rows, n_parts, n_init=3, max_iter=max_iter).centroids
@@ -89,9 +89,7 @@ def fit(
     for _ in range(max_iter):
         leaves = _iterate(rows, leaves, groups.arrays, width=groups.width)
     parts, leaves = (jnp.asarray(a * scale + mean, jnp.float32) for a in (parts[kept], leaves))
-    if np.any(offset):
-        parts, leaves = (np.asarray(a, np.float64) + offset for a in (parts, leaves))
-    tree = Tree(parts, leaves, first)
+    tree = Tree(*(kmeans.with_offset(a, offset) for a in (parts, leaves)), first)
     labels, sqdist = assign(x, tree, probes=min(probes, len(parts)))
     return Hierarchical(tree, labels, jnp.sum(sqdist))
 

@@ -113,9 +113,7 @@ def fit(
     check(x, n_clusters, init, n_init, max_iter, weights, n_active)
     sample = _sample(sample, *x.shape, n_clusters, n_init, init, weights)
     is_cosine = check_metric(metric)
-    offset = np.float32(0)
-    if is_wide(x) and not is_cosine:  # float32 would lose digits beside a large offset
-        offset = np.mean(x, axis=0, dtype=np.float64)
+    offset = np.float32(0) if is_cosine else offset_of(x)
     start = None
     if not (isinstance(init, str) or callable(init)):
         start, init, n_init = narrow(init, offset), "given", 1
@@ -133,9 +131,7 @@ def fit(
         n_active, variance, init=init, n_init=n_init, plan=plan, sample=sample,
         as_it_is=is_cosine or bool(is_tame), spherical=is_cosine,
     )  # fmt: skip
-    if is_cosine or not is_wide(x) or isinstance(found.centroids, jax.core.Tracer):
-        return found._replace(centroids=found.centroids + jnp.asarray(offset, jnp.float32))
-    return found._replace(centroids=np.asarray(found.centroids, np.float64) + offset)
+    return found._replace(centroids=with_offset(found.centroids, offset))
 
 
 _STATIC = ("n_clusters", "init", "n_init", "plan", "as_it_is", "sample", "spherical")
@@ -356,6 +352,15 @@ def _sample(sample, n, d, n_clusters, n_init, init, weights) -> int | None:
     return int(sample)
 
 
+def sample_size(sample: int | None, n_clusters: int) -> int:
+    """Rows that restarts are made on where not all are at hand: those given, or 65,536, or 8 for
+    each cluster where that is more. Raises ValueError if they are fewer than the clusters."""
+    size = max(65_536, 8 * n_clusters) if sample is None else sample
+    if size < n_clusters:
+        raise ValueError(f"expected sample >= {n_clusters} (the clusters), found {size}")
+    return size
+
+
 def _is_host(x) -> bool:
     return isinstance(x, np.ndarray)
 
@@ -363,6 +368,21 @@ def _is_host(x) -> bool:
 def is_wide(x) -> bool:
     """Whether an array of the host has digits that float32 has not."""
     return _is_host(x) and x.dtype.itemsize >= 4 and x.dtype != np.float32
+
+
+def offset_of(x) -> np.ndarray:
+    """What to take from rows before they become float32, which would lose digits beside a large
+    offset: their mean [d] where they are wide, else 0."""
+    return np.mean(x, axis=0, dtype=np.float64) if is_wide(x) else np.float32(0)
+
+
+def with_offset(centroids, offset) -> Array:
+    """Centroids of the rows before their offset was taken: float64 where the rows were wide."""
+    if np.ndim(offset) == 0:
+        return centroids
+    if isinstance(centroids, jax.core.Tracer):
+        return centroids + jnp.asarray(offset, jnp.float32)[None, :]
+    return np.asarray(centroids, np.float64) + offset
 
 
 def narrow(x, offset) -> Array:

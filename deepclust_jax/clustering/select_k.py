@@ -79,7 +79,7 @@ def sweep(
     chosen = np.sort(np.asarray(kmeans.spread(row_key, x.shape[0], n_used)))
     rows = x[chosen]
     kmeans.check_finite("x", rows)
-    offset = np.mean(rows, axis=0, dtype=np.float64) if kmeans.is_wide(x) else np.float32(0)
+    offset = kmeans.offset_of(rows)
     rows = kmeans.narrow(rows, offset)
     ks = np.arange(k_min, k_max + 1)
     scores = _sweep(
@@ -87,7 +87,7 @@ def sweep(
         n_halves=n_halves,
     )  # fmt: skip
     scores = {name: np.asarray(value) for name, value in scores.items()}
-    return Evidence(ks, **scores | {"centroids": scores["centroids"] + offset})
+    return Evidence(ks, **scores | {"centroids": kmeans.with_offset(scores["centroids"], offset)})
 
 
 def suggestions(evidence: Evidence) -> dict[str, int]:

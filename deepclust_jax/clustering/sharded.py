@@ -55,9 +55,7 @@ def fit(
     kmeans.check_key(key)
     kmeans.check(x, n_clusters, init, n_init, max_iter, None, None)
     n = x.shape[0]
-    sample = max(65_536, 8 * n_clusters) if sample is None else sample
-    if sample < n_clusters:
-        raise ValueError(f"expected sample >= {n_clusters} (the clusters), found {sample}")
+    sample = kmeans.sample_size(sample, n_clusters)
     if devices is not None and (not isinstance(devices, Sequence) or len(devices) == 0):
         raise ValueError(
             f"expected devices as a list, such as jax.devices()[:2], found {devices!r}"
@@ -83,9 +81,7 @@ def fit(
     )  # fmt: skip
     start = jax.device_put(np.asarray(start), NamedSharding(mesh, PartitionSpec()))
     found = _fit(rows, weights, start, max_iter, tol * variance, plan=plan, mesh=mesh)
-    centroids = found.centroids * scale + mean
-    if np.any(offset):
-        centroids = np.asarray(centroids, np.float64) + offset
+    centroids = kmeans.with_offset(found.centroids * scale + mean, offset)
     return found._replace(
         centroids=centroids, labels=found.labels[:n], inertia=found.inertia * scale**2
     )
@@ -93,7 +89,6 @@ def fit(
 
 def _place(x, devices):
     """Rows and weights over the devices, padded with rows of no weight; mesh and offset."""
-    offset = np.float32(0)
     sharding = getattr(x, "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
         mesh = Mesh(sharding.mesh.devices.ravel(), (AXIS,), axis_types=(AxisType.Auto,))
@@ -104,12 +99,11 @@ def _place(x, devices):
                 f"{x.shape[0]}; shard as many"
             )
         x = x if x.dtype == jnp.float32 else x.astype(jnp.float32)
-        return jax.device_put(x, spread), _ones(x.shape[0], 0, spread), mesh, offset
+        return jax.device_put(x, spread), _ones(x.shape[0], 0, spread), mesh, np.float32(0)
     devices = jax.devices() if devices is None else devices
     mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     spread = NamedSharding(mesh, PartitionSpec(AXIS))
-    if kmeans.is_wide(x):
-        offset = np.mean(x, axis=0, dtype=np.float64)
+    offset = kmeans.offset_of(x)
     padding = -x.shape[0] % mesh.size
     rows = np.asarray(x - offset if np.any(offset) else x, np.float32)
     rows = np.pad(rows, ((0, padding), (0, 0))) if padding else rows

@@ -108,12 +108,9 @@ def fit(
     kmeans.check_key(key)
     if n_clusters < 1:
         raise ValueError(f"expected n_clusters >= 1, found {n_clusters}")
-    sample = max(65_536, 8 * n_clusters) if sample is None else sample
-    if min(block, max_iter) < 1 or sample < n_clusters:
-        raise ValueError(
-            f"expected block and max_iter >= 1 and sample >= {n_clusters} (the clusters), found "
-            f"{block}, {max_iter} and {sample}"
-        )
+    sample = kmeans.sample_size(sample, n_clusters)
+    if min(block, max_iter) < 1:
+        raise ValueError(f"expected block and max_iter >= 1, found {block} and {max_iter}")
     blocks = _blocks(source, block)
     few, offset, variance, n = _survey(key, blocks, sample)
     if n < n_clusters:
