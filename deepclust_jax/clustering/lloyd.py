@@ -158,12 +158,18 @@ def _by_features(features, directions, offsets):
 
 
 def _by_block(x, directions, offsets):
-    """Labels of a block: scores as [k, block] and two passes, both of which vectorise."""
+    """Labels of a block: scores as [k, block] and two passes, both of which vectorise.
+
+    Without the barrier XLA computes the scores anew in both. Numbers of centroids as floats,
+    exact up to 2^24, are compared faster than as integers.
+    """
     k = directions.shape[0]
     scores = offsets[:, None] - 2.0 * jnp.dot(directions, x.T, precision=EXACT)
+    scores = jax.lax.optimization_barrier(scores)
     lowest = jnp.min(scores, axis=0)
-    index = jnp.arange(k, dtype=jnp.int32)[:, None]
-    return jnp.minimum(jnp.min(jnp.where(scores == lowest[None, :], index, k), axis=0), k - 1)
+    index = jnp.arange(k, dtype=jnp.float32)[:, None]
+    found = jnp.min(jnp.where(scores == lowest[None, :], index, float(k)), axis=0)
+    return jnp.minimum(found.astype(jnp.int32), k - 1)
 
 
 def over_blocks(n: int, block: int, body, carry):
