@@ -52,26 +52,31 @@ class Data:
 class Method:
     """How it is clustered."""
 
-    method: Literal["autoencoder", "dcn", "dkm"] = "dcn"
-    """autoencoder: k-means on its code. dcn, dkm: network and centroids trained together."""
+    method: Literal["autoencoder", "dcn", "dkm", "dec", "idec", "vade"] = "dcn"
+    """autoencoder: k-means on its code. The others: network and centroids trained together; dec
+    without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
     augment: Literal["none", "affine"] = "none"
-    """Random rotation and shift of images while the method trains; the autoencoder that starts dcn
-    and dkm is trained on the images as they are."""
+    """Random rotation and shift of images while the method trains; the autoencoder that starts it
+    is trained on the images as they are."""
 
     weight: float | None = None
-    """Weight of the clustering term against the summed squared error (dcn, dkm)."""
+    """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
+    as a share of the variance (idec)."""
 
     metric: Literal["euclidean", "adaptive"] | None = None
-    """Distances of the k-means on the autoencoder's code, also where that starts dcn and dkm.
+    """Distances of the k-means on the autoencoder's code, also where that starts another method.
     adaptive: by the scatter within the clusters, which no linear map of the code changes."""
 
     alpha: float | None = None
     """Inverse temperature of the soft assignment (dkm); with --pretrain-epochs 0 the first value
     of a schedule that raises it every 5 epochs, as in the paper."""
+
+    likelihood: Literal["gaussian", "bernoulli"] | None = None
+    """Of the rows given the code (vade); bernoulli is for rows in 0..1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Training:
     """How long and how fast."""
 
     pretrain_epochs: int | None = None
-    """Epochs of the autoencoder that starts dcn and dkm; 0 starts from random weights."""
+    """Epochs of the autoencoder that starts a method; 0 starts from random weights."""
 
     epochs: int | None = None
     """Epochs of the method itself."""
@@ -106,10 +111,10 @@ class Training:
     """Rows per step."""
 
     learning_rate: float | None = None
-    """Of the method itself: SGD for autoencoder, Adam for dcn and dkm."""
+    """Of the method itself: SGD for autoencoder and the paper's dec, else Adam."""
 
     pretrain_learning_rate: float | None = None
-    """Of the SGD of the autoencoder that starts dcn and dkm."""
+    """Of the SGD of the autoencoder that starts a method."""
 
     decay: float | None = None
     """Share of each phase, at its end, over which the learning rate falls to 0; 0 to 1."""
@@ -155,8 +160,9 @@ class Options:
 
 # What None stands for. The same for all data sets; an option that a method does not have is absent.
 # Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
-# algorithms/autoencoder.py); dcn and dkm, their papers. The practical autoencoder has more than
-# half of its training in epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
+# algorithms/autoencoder.py); the others, their papers, dec and idec for the 20,000 steps that 73
+# epochs are on MNIST. The practical autoencoder has more than half of its training in epochs times
+# rate: 60 times 0.2, where the paper's has 300 times 0.067.
 _AUTOENCODER = {"epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"}
 _PRETRAINED = {  # the same, so that one autoencoder serves all methods
     "pretrain_epochs": _AUTOENCODER["epochs"],
@@ -176,6 +182,9 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "autoencoder": _AUTOENCODER,
         "dcn": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 2.0},
         "dkm": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.0, "alpha": 1e3},
+        "dec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4},
+        "idec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.5},
+        "vade": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-3, "likelihood": "gaussian"},
     },
     "paper": {
         "autoencoder": {
@@ -191,6 +200,14 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "learning_rate": 1e-3,
             "weight": 1.0,
             "alpha": 1e3,
+        },
+        "dec": {**_PRETRAINED_PAPER, "epochs": 73, "learning_rate": 0.01},
+        "idec": {**_PRETRAINED_PAPER, "epochs": 73, "learning_rate": 1e-3, "weight": 1.5},
+        "vade": {
+            **_PRETRAINED_PAPER,
+            "epochs": 3000,
+            "learning_rate": 2e-3,
+            "likelihood": "bernoulli",
         },
     },
 }
@@ -321,7 +338,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             defaults |= _DKM_ANNEALED
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
-    for name in ("metric", "weight", "alpha"):
+    for name in ("metric", "weight", "alpha", "likelihood"):
         groups |= _filled(options, "method", name, defaults, method, groups)
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
@@ -404,7 +421,7 @@ def _as_arguments(values: dict[str, Any]) -> list[str]:
 def _description() -> str:
     """The text above the options in --help, with the table of defaults by method."""
     lines = ["Cluster data with a trained network, over several seeds. Where an option says None:"]
-    names = (*_SCHEDULE, "metric", "weight", "alpha")
+    names = (*_SCHEDULE, "metric", "weight", "alpha", "likelihood")
     for profile, methods in PROFILES.items():
         for method, values in methods.items():
             given = {n.replace("_", "-"): values[n] for n in names if n in values}

@@ -78,6 +78,87 @@ def soft_kmeans(
     return jnp.sum(weights * sqdist, axis=-1)
 
 
+def log_student_t(z: Array, centroids: Array) -> Array:
+    """Logarithm of the share of each cluster in a code by Student's t with one degree of freedom
+    (DEC, eq. 1). [b, d], [k, d] -> [b, k]."""
+    return jax.nn.log_softmax(-jnp.log1p(squared_distances(z, centroids)), axis=-1)
+
+
+def sharpened(log_shares: Array, frequency: Array) -> Array:
+    """Shares squared, over the frequency of the cluster (DEC, eq. 3). [b, k], [k] -> [b, k].
+
+    Rows sum to 1. The frequency is a sum or a mean over all rows, not over the batch.
+    """
+    log_frequency = jnp.log(jnp.maximum(frequency, 1e-30))
+    return jax.nn.softmax(2.0 * log_shares - log_frequency[None, :], axis=-1)
+
+
+def divergence(p: Array, log_q: Array) -> Array:
+    """Kullback-Leibler divergence of q from p over clusters, nats. [b, k], [b, k] -> [b]."""
+    log_p = jnp.log(jnp.where(p > 0, p, 1.0))  # 0 log 0 = 0, and its gradient is no NaN
+    return jnp.sum(p * (log_p - log_q), axis=-1)
+
+
+def binary_cross_entropy(x: Array, logits: Array) -> Array:
+    """Negative logarithm of the probability of rows in 0..1 under Bernoulli variables, summed over
+    features, nats. [b, ...], [b, ...] -> [b]."""
+    if x.shape != logits.shape:
+        raise ValueError(f"expected logits of shape {x.shape}, found {logits.shape}")
+    cost = jnp.maximum(logits, 0.0) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.sum(cost, axis=tuple(range(1, x.ndim)))
+
+
+def contrast(one: Array, other: Array, mask: Array, temperature: float) -> Array:
+    """NT-Xent: how hard each view of a row is to tell from the views of all other rows, nats, mean
+    of its two views (Chen et al. 2020, eq. 1). [b, d], [b, d], [b] of 0/1 -> [b].
+
+    Views are brought to unit length; those of rows that do not count are none that others are told
+    from.
+    """
+    b = one.shape[0]
+    views = jnp.concatenate([one, other])
+    length = jnp.sqrt(jnp.sum(views**2, axis=-1, keepdims=True) + 1e-12)
+    views = views / length
+    scores = jnp.dot(views, views.T) / temperature
+    is_other = (jnp.concatenate([mask, mask]) > 0)[None, :] & ~jnp.eye(2 * b, dtype=bool)
+    # The own partner stays, so that a row without others has a finite loss of 0.
+    partner = (jnp.arange(2 * b) + b) % (2 * b)
+    is_partner = jax.nn.one_hot(partner, 2 * b, dtype=bool)
+    total = jax.nn.logsumexp(jnp.where(is_other | is_partner, scores, -jnp.inf), axis=-1)
+    cost = total - jnp.sum(jnp.where(is_partner, scores, 0.0), axis=-1)
+    return 0.5 * (cost[:b] + cost[b:])
+
+
+def mutual_information(one: Array, other: Array, mask: Array) -> Array:
+    """Information that the cluster of one view has of that of the other, nats (IIC, eq. 3).
+
+    Shares [b, k] twice, rows that sum to 1, and [b] of 0/1 -> []. At most log k: every row sure,
+    both views in one cluster, all clusters of one size. The joint distribution is that of the
+    batch, made symmetric.
+    """
+    one = one * mask[:, None]
+    joint = jnp.dot(one.T, other, precision=jax.lax.Precision.HIGHEST)
+    joint = (joint + joint.T) / (2.0 * jnp.maximum(jnp.sum(mask), 1.0))
+    log_joint = jnp.log(jnp.maximum(joint, 1e-12))
+    log_own = jnp.log(jnp.maximum(jnp.sum(joint, axis=1), 1e-12))
+    return jnp.sum(joint * (log_joint - log_own[:, None] - log_own[None, :]))
+
+
+def agreement(one: Array, other: Array) -> Array:
+    """Negative logarithm of the chance that both views are in one cluster (SCAN, eq. 2).
+
+    Shares [b, k] twice -> [b], nats; at most 16, so that a pair of sure rows that disagree has a
+    gradient that is finite.
+    """
+    return -jnp.log(jnp.sum(one * other, axis=-1) + 1e-7)
+
+
+def entropy(shares: Array) -> Array:
+    """Entropy over the last axis, nats. [..., k] -> [...], 0 to log k."""
+    log_shares = jnp.log(jnp.where(shares > 0, shares, 1.0))
+    return -jnp.sum(shares * log_shares, axis=-1)
+
+
 def value_and_grad(loss: Callable[..., tuple[Array, dict[str, Array]]]) -> Callable[..., Any]:
     """`jax.value_and_grad` of an algorithm's loss: (params, ...) -> ((value, metrics), gradients).
 

@@ -146,6 +146,17 @@ def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params
     )
 
 
+def with_more_outputs(encoder: Params, wider: Params) -> Params:
+    """The encoder with the further outputs of a wider one of else the same shape."""
+    layers = [name for name in encoder["params"] if name.startswith("Dense_")]
+    last = max(layers, key=lambda name: int(name.removeprefix("Dense_")))
+    joined = {
+        name: jnp.concatenate([leaf, wider["params"][last][name][..., leaf.shape[-1] :]], axis=-1)
+        for name, leaf in encoder["params"][last].items()
+    }
+    return encoder | {"params": encoder["params"] | {last: joined}}
+
+
 def apply_in_blocks(
     apply: Callable[[Params, Array], Array], params: Params, x: Array, *, block: int = 4096
 ) -> Array:

@@ -16,10 +16,12 @@ import numpy as np
 import optax
 
 from deepclust_jax import augment, checkpoint, config, train
-from deepclust_jax.algorithms import autoencoder, dcn, dkm
+from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, vade
 from deepclust_jax.types import Algorithm, Key, State
 
-METHODS = {"autoencoder": autoencoder, "dcn": dcn, "dkm": dkm}
+METHODS = {
+    "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade
+}  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
 # Options that say where and how, not what: a run may go on with others.
@@ -109,12 +111,19 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
 
     if method.method == "autoencoder":
         return [encoder_phase("train", training.learning_rate, training.epochs, change)]
-    own = {"learning_rate": training.learning_rate, "weight": method.weight}
+    own = {"learning_rate": training.learning_rate}
+    for name in ("weight", "likelihood"):
+        if getattr(method, name) is not None:
+            own[name] = getattr(method, name)
     if method.method == "dkm":
         # From random weights the paper raises alpha; from trained ones it keeps it.
         own |= {"alpha": method.alpha, "annealed": training.pretrain_epochs == 0}
+    if method.method == "dec":
+        own |= {"weight": 1.0, "reconstruction": 0.0}
     module = METHODS[method.method]
-    optimizer = optax.adam(falling(training.learning_rate, training.epochs))
+    rate = falling(training.learning_rate, training.epochs)
+    is_sgd = (method.method, method.profile) == ("dec", "paper")
+    optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
     algorithm = module.build(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change
     )
@@ -174,6 +183,8 @@ def execute(
     """
     if None in (options.data.n_clusters, options.training.epochs):
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
+    if options.method.likelihood == "bernoulli":
+        _check_unit_range(x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
@@ -325,6 +336,15 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
     if network.network == "conv" and tuple(network.hidden) != config.Network().hidden:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+
+
+def _check_unit_range(x: Any) -> None:
+    some = np.asarray(x[: 2**14])
+    if some.min() < 0 or some.max() > 1:
+        raise config.ConfigError(
+            "--likelihood bernoulli needs rows in 0..1, found "
+            f"{some.min():g} to {some.max():g}; take gaussian or --scaling range"
+        )
 
 
 def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:

@@ -38,8 +38,11 @@ def sample(x: Any) -> Array:
     return jnp.asarray(x[np.sort(rows)], jnp.float32)  # sorted: a memory map is read forwards
 
 
-def batches(x: Any, index: np.ndarray, mask: np.ndarray) -> Iterator[Batch]:
-    """Batches of given rows, gathered ahead by a thread. index and mask [steps, ..., b].
+def batches(
+    x: Any, index: np.ndarray, mask: np.ndarray, partner: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Batches of given rows, gathered ahead by a thread, each with that of its partner if there
+    are partners. index, mask and partner [steps, ..., b].
 
     An error while gathering is raised here, in the consumer.
     """
@@ -55,12 +58,17 @@ def batches(x: Any, index: np.ndarray, mask: np.ndarray) -> Iterator[Batch]:
                 continue
         return False
 
+    def gathered(rows):
+        found = np.asarray(x[rows.reshape(-1)], np.float32)
+        return found.reshape(*rows.shape, *x.shape[1:])
+
     def gather():
         try:
-            for rows, counts in zip(index, mask, strict=True):
-                gathered = np.asarray(x[rows.reshape(-1)], np.float32)
-                gathered = gathered.reshape(*rows.shape, *x.shape[1:])
-                if not put(Batch(*jax.device_put((gathered, rows, counts)))):
+            for i, (rows, counts) in enumerate(zip(index, mask, strict=True)):
+                batch = Batch(gathered(rows), rows, counts)
+                if partner is not None:
+                    batch = batch._replace(partner=gathered(partner[i]))
+                if not put(jax.device_put(batch)):
                     return
             put(None)
         except Exception as error:

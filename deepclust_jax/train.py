@@ -22,7 +22,7 @@ from deepclust_jax import stream
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, State
 
 # What a run draws from its key, one stream for each purpose.
-_INIT, _ORDER, _STEP, _REFRESH = range(4)
+_INIT, _ORDER, _STEP, _REFRESH, _PARTNER = range(5)
 
 _BLOCK = 4096  # rows at most that `embed` puts on the device at once
 
@@ -47,6 +47,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int = 256,
+    neighbors: Array | None = None,
     state: State | None = None,
     refresh_every: int = 1,
     refresh_at_end: bool = False,
@@ -61,6 +62,8 @@ def fit(
         x: rows: a NumPy or JAX array, or anything with `shape` and `x[array of indices]`.
         epochs: passes over the data, counted from the start of training, not from `state`.
         batch_size: rows per step; the last batch of an epoch is padded and masked.
+        neighbors: row numbers [n, m]; each row of a batch comes with one of its m neighbours, drawn
+            anew in every epoch, as `batch.partner`. None: no partners.
         state: where to go on from (a warm start, or the state of a run that stopped); the number
             of its steps decides the epoch. None starts from `algorithm.init`.
         refresh_every: epochs between calls of `algorithm.refresh`, which comes first in an epoch;
@@ -74,11 +77,11 @@ def fit(
 
     Raises:
         TypeError: key is no key of `jax.random.key`, or x no array.
-        ValueError: x, epochs or batch_size are out of range.
+        ValueError: x, epochs, batch_size or neighbors are out of range.
         Diverged: the loss of every run became NaN or infinite. A population goes on without
             those that did; their metrics show it.
     """
-    _check(key, x, epochs, batch_size)
+    _check(key, x, epochs, batch_size, neighbors)
     keys = key[None] if key.ndim == 0 else key
     batch_size = min(batch_size, x.shape[0])
     steps = -(-x.shape[0] // batch_size)
@@ -93,7 +96,7 @@ def fit(
     refresh_due = [refresh_every > 0 and e % refresh_every == 0 for e in range(epochs)]
     first = int(state.step[0]) // steps
     run_epoch, run_refresh, compile_seconds = loop(
-        keys, algorithm, x, state, batch_size, any(refresh_due[first:]) or refresh_at_end
+        keys, algorithm, x, neighbors, state, batch_size, any(refresh_due[first:]) or refresh_at_end
     )
     history, start = [], time.perf_counter()
     for epoch in range(first, epochs):
@@ -222,6 +225,13 @@ def _order(key: Key, epoch: Array, n: int, batch_size: int) -> tuple[Array, Arra
     return index, mask
 
 
+def _partners(key: Key, epoch: Array, index: Array, neighbors: Any) -> Array:
+    """A neighbour of each row of `index` [...], drawn for this epoch; their row numbers [...]."""
+    partner_key = jax.random.fold_in(jax.random.fold_in(key, _PARTNER), epoch)
+    column = jax.random.randint(partner_key, index.shape, 0, neighbors.shape[1])
+    return neighbors[index, column]
+
+
 def _init_one(algorithm: Algorithm, key: Key, example: Batch) -> State:
     return algorithm.init(jax.random.fold_in(key, _INIT), example)
 
@@ -231,8 +241,9 @@ def _embed_one(algorithm: Algorithm, state: State, x: Array) -> tuple[Array, Arr
     return z, algorithm.assign(state, z)
 
 
-def _order_one(n: int, batch_size: int, key: Key, epoch: Array) -> tuple[Array, Array]:
-    return _order(key, epoch, n, batch_size)
+def _order_one(n, batch_size, key, epoch, neighbors) -> tuple[Array, Array, Array | None]:
+    index, mask = _order(key, epoch, n, batch_size)
+    return index, mask, None if neighbors is None else _partners(key, epoch, index, neighbors)
 
 
 def _step_one(algorithm: Algorithm, key: Key, state: State, batch: Batch):
@@ -244,54 +255,60 @@ def _refresh_one(algorithm: Algorithm, key: Key, state: State, x: Array, epoch: 
 
 
 def _epoch_one(
-    algorithm: Algorithm, batch_size: int, key, state, x, epoch
+    algorithm: Algorithm, batch_size: int, key, state, x, epoch, neighbors
 ) -> tuple[State, Metrics]:
-    index, mask = _order(key, epoch, x.shape[0], batch_size)
+    index, mask, partner = _order_one(x.shape[0], batch_size, key, epoch, neighbors)
 
     def body(state, rows):
-        index, mask = rows
-        state, metrics = _step_one(algorithm, key, state, Batch(x[index], index, mask))
-        return state, metrics
+        index, mask, partner = rows
+        partner = None if partner is None else x[partner]
+        batch = Batch(x[index], index, mask, partner=partner)
+        return _step_one(algorithm, key, state, batch)
 
-    state, metrics = jax.lax.scan(body, state, (index, mask))
+    state, metrics = jax.lax.scan(body, state, (index, mask, partner))
     return state, jax.tree.map(lambda m: jnp.average(m, weights=jnp.sum(mask, axis=1)), metrics)
 
 
-def _resident(keys, algorithm, x, state, batch_size, refreshes):
+def _resident(keys, algorithm, x, neighbors, state, batch_size, refreshes):
     """Epoch and refresh as one compiled call each; rows and shuffling on the device."""
     x, start = _to_device(x), time.perf_counter()
+    near = None if neighbors is None else jnp.asarray(neighbors, jnp.int32)
     args = (keys, state, x, jnp.int32(0))
-    run = _compiled(_epoch_one, (algorithm, batch_size), args, shared=2)
+    run = _compiled(_epoch_one, (algorithm, batch_size), (*args, near), shared=3)
     run_refresh = None
     if refreshes:
         run_refresh = _compiled(_refresh_one, (algorithm,), args, shared=2)
     return (
-        lambda state, epoch: run(keys, state, x, jnp.int32(epoch)),
+        lambda state, epoch: run(keys, state, x, jnp.int32(epoch), near),
         lambda state, epoch: run_refresh(keys, state, x, jnp.int32(epoch)),
         time.perf_counter() - start,
     )
 
 
-def _streamed(keys, algorithm, x, state, batch_size, refreshes):
+def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
     """The same steps, fed by a host thread that gathers batches ahead of the device."""
     start = time.perf_counter()
-    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=1)
+    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=2)
+    near = None if neighbors is None else jnp.asarray(neighbors, jnp.int32)
+    rows = jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32)
     batch = Batch(
-        jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32),
+        rows,
         jax.ShapeDtypeStruct((len(keys), batch_size), jnp.int32),
         jax.ShapeDtypeStruct((len(keys), batch_size), jnp.float32),
+        partner=None if near is None else rows,
     )
     run_step = _compiled(_step_one, (algorithm,), (keys, state, batch))
     sample = stream.sample(x) if refreshes else None
     seconds = time.perf_counter() - start
 
     def run_epoch(state, epoch):
-        index, mask = jax.device_get(order_all(keys, jnp.int32(epoch)))  # [S, steps, b]
+        found = jax.device_get(order_all(keys, jnp.int32(epoch), near))  # [S, steps, b]
+        index, mask, partner = jax.tree.map(lambda a: np.swapaxes(a, 0, 1), found)
         metrics = []
-        for batch in stream.batches(x, np.swapaxes(index, 0, 1), np.swapaxes(mask, 0, 1)):
+        for batch in stream.batches(x, index, mask, partner):
             state, step_metrics = run_step(keys, state, batch)
             metrics.append(step_metrics)
-        weights = mask[0].sum(axis=1)
+        weights = mask[:, 0].sum(axis=1)
         rows = jax.device_get(metrics)
         means = {
             name: np.average([row[name] for row in rows], axis=0, weights=weights)
@@ -307,7 +324,7 @@ def _to_device(x: Any) -> Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def _check(key: Key, x: Any, epochs: int, batch_size: int) -> None:
+def _check(key: Key, x: Any, epochs: int, batch_size: int, neighbors: Any) -> None:
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise TypeError(
             f"expected key jax.random.key(seed) or keys [S], found {type(key).__name__} {key}"
@@ -322,6 +339,14 @@ def _check(key: Key, x: Any, epochs: int, batch_size: int) -> None:
         raise ValueError(
             f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}"
         )
+    if neighbors is None:
+        return
+    n, found = x.shape[0], getattr(neighbors, "shape", ())
+    if len(found) != 2 or found[0] != n or found[1] < 1:
+        raise ValueError(f"expected neighbors [{n}, m], found {found or type(neighbors).__name__}")
+    least, most = int(neighbors.min()), int(neighbors.max())
+    if not 0 <= least <= most < n:
+        raise ValueError(f"expected neighbors from 0 to {n - 1}, found {least} to {most}")
 
 
 def _check_finite(loss: np.ndarray | None, epoch: int) -> None:

@@ -13,12 +13,14 @@ Metrics = dict[str, Array]  # scalars, for people; the next step never reads the
 
 
 class Batch(NamedTuple):
-    """Rows of one step. `x` and `clean` are data; `index` and `mask` say which rows they are."""
+    """Rows of one step. `x`, `clean` and `partner` are data; `index` and `mask` say which rows
+    they are."""
 
     x: Array  # [b, ...] float32, changed at random if the algorithm augments
     index: Array  # [b] int32, row in the data set: pseudo-labels and targets live in the state
     mask: Array  # [b] float32, 1 for a row and 0 for padding
     clean: Array | None = None  # [b, ...] the rows before an augmentation; None: `x` is unchanged
+    partner: Array | None = None  # [b, ...] a neighbour of each row, where neighbours are given
 
 
 class Network(NamedTuple):

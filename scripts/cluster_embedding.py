@@ -29,10 +29,10 @@ class Options:
     for kmeans."""
 
     clusterer: Literal[
-        "kmeans", "balanced", "hierarchical", "agglomerative", "dbscan", "hdbscan"
+        "kmeans", "balanced", "hierarchical", "mixture", "agglomerative", "dbscan", "hdbscan"
     ] = "kmeans"
     """Method. balanced: k-means with clusters of one size, or between bounds; hierarchical: k-means
-    for very many clusters."""
+    for very many clusters; mixture: of Gaussians."""
 
     n_clusters: int | None = None
     """For all but dbscan and hdbscan. None: that of the run or of a named set."""
@@ -50,6 +50,9 @@ class Options:
 
     probes: int = 1
     """Parts of the tree in which each row looks for its cluster, for hierarchical."""
+
+    covariance: Literal["full", "tied", "diagonal", "spherical"] = "tied"
+    """For mixture. tied: one for all clusters, which suits codes whose scale means nothing."""
 
     linkage: Literal["ward", "complete", "average", "single"] = "ward"
     """For agglomerative."""
@@ -74,14 +77,14 @@ class Options:
     taken as they are."""
 
     seed: int = 0
-    """Seed of kmeans, balanced and hierarchical."""
+    """Seed of kmeans, balanced, hierarchical and mixture."""
 
     labels_out: Path = Path("labels.npy")
     """File for the clusters, int32 [n]; -1 is noise."""
 
     centroids_out: Path | None = None
-    """File for the centroids, [k, d] on the scale of the scaled rows, of kmeans, balanced and
-    hierarchical: kmeans.assign(rows, centroids) labels new rows."""
+    """File for the centroids, [k, d] on the scale of the scaled rows, of kmeans, balanced,
+    hierarchical and mixture: kmeans.assign(rows, centroids) labels new rows, but for mixture."""
 
     overwrite: bool = False
     """Replace files that are there."""
@@ -139,12 +142,13 @@ def cluster(options: Options) -> int:
 
 # Options that only some methods have.
 OF = {
-    "n_clusters": ("kmeans", "balanced", "hierarchical", "agglomerative"),
+    "n_clusters": ("kmeans", "balanced", "hierarchical", "mixture", "agglomerative"),
     "devices": ("kmeans",),
     "min_size": ("balanced",),
     "max_size": ("balanced",),
-    "centroids_out": ("kmeans", "balanced", "hierarchical"),
+    "centroids_out": ("kmeans", "balanced", "hierarchical", "mixture"),
     "probes": ("hierarchical",),
+    "covariance": ("mixture",),
     "linkage": ("agglomerative",),
     "eps": ("dbscan",),
     "min_samples": ("dbscan", "hdbscan"),
@@ -191,7 +195,7 @@ def cluster_rows(options: Options, z, k):
     import numpy as np
 
     from deepclust_jax import config
-    from deepclust_jax.clustering import balanced, classical, dbscan, hierarchical
+    from deepclust_jax.clustering import balanced, classical, dbscan, hierarchical, mixture
 
     key, name = jax.random.key(options.seed), options.clusterer
     if name not in ("dbscan", "hdbscan") and k is None:
@@ -207,6 +211,9 @@ def cluster_rows(options: Options, z, k):
     if name == "hierarchical":
         found = hierarchical.fit(key, z, k, probes=options.probes)
         return np.asarray(found.labels), np.asarray(found.tree.leaves)
+    if name == "mixture":
+        found = mixture.fit(key, z, k, covariance=options.covariance)
+        return np.asarray(found.labels), np.asarray(found.mixture.means)
     if name == "agglomerative":
         return classical.agglomerative(z, k, linkage=options.linkage), None
     if name == "hdbscan":

@@ -28,12 +28,13 @@ README = ROOT / "README.md"
 
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
-    "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dcn-affine",
-    "dkm-affine", "autoencoder-float32", "dcn-float32",
+    "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec",
+    "vade", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "autoencoder-float32",
+    "dcn-float32",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
-    "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dcn-affine", "dkm-affine",
-    "autoencoder-paper",
+    "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
+    "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -54,6 +55,12 @@ PUBLISHED = {
     ("usps", "dcn-affine"): "78.3 (BRB, pretrained, mean of 10)",
     ("fashion_mnist", "dcn-affine"): "49.9 (BRB, pretrained, mean of 10)",
     ("mnist", "dkm"): "84.6 (TF2 re-run by Rufaim)",
+    ("mnist", "dec"): "91.2 (DEC-keras, mean of 10)",
+    ("usps", "dec"): "76.4 (DEC-keras, mean of 10)",
+    ("fashion_mnist", "dec"): "61.8 (DEC-keras, mean of 10)",
+    ("mnist", "idec"): "88.1 (paper)",
+    ("usps", "idec"): "76.1 (paper)",
+    ("mnist", "vade"): "94.5 (best run, authors' code)",
 }
 
 
@@ -65,8 +72,8 @@ class Options:
     """Data sets by name."""
 
     rows: tuple[Row, ...] = ROWS
-    """Rows of the table; dcn and dkm start from the autoencoder of the same seed, and affine
-    turns and shifts images at random while they train."""
+    """Rows of the table; all but autoencoders start from the autoencoder of the same seed, and
+    affine turns and shifts images at random while they train."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""

@@ -385,7 +385,10 @@ def test_peak_memory_is_in_bytes():
 
 def test_unknown_methods_from_python_are_named():
     for given, words in (
-        ({"method": "dnc"}, "expected --method autoencoder, dcn, dkm, found 'dnc'"),
+        (
+            {"method": "dnc"},
+            "expected --method autoencoder, dcn, dkm, dec, idec, vade, found 'dnc'",
+        ),
         ({"profile": "quick"}, "expected --profile practical, paper, found 'quick'"),
     ):
         with pytest.raises(config.ConfigError, match=words):

@@ -144,3 +144,86 @@ def test_value_and_grad_of_a_loss():
     (value, metrics), grad = losses.value_and_grad(loss)(jnp.array([1.0, 2.0]), 3.0, power=2)
     assert value == 15.0 and metrics == {"n": 2}
     np.testing.assert_array_equal(grad, [6.0, 12.0])
+
+
+def test_contrast_by_hand():
+    """Two rows, orthogonal views: each view has one partner at 1 and two others at 0."""
+    one = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+    found = losses.contrast(one, one, jnp.ones(2), 0.5)
+    expected = np.log(np.exp(2.0) + 2 * np.exp(0.0)) - 2.0
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-5)
+    # Of views that say nothing each other one is as near: log(2 b - 1).
+    alike = losses.contrast(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.ones(4), 0.5)
+    np.testing.assert_allclose(alike, np.log(7.0), rtol=1e-5)
+
+
+def test_contrast_by_numpy():
+    key = jax.random.key(0)
+    one, other = jax.random.normal(key, (6, 4)), jax.random.normal(jax.random.key(1), (6, 4))
+    views = np.concatenate([one, other]).astype(np.float64)
+    views /= np.linalg.norm(views, axis=1, keepdims=True)
+    scores = views @ views.T / 0.2
+    np.fill_diagonal(scores, -np.inf)
+    partner = np.r_[np.arange(6, 12), np.arange(6)]
+    cost = np.log(np.exp(scores).sum(1)) - scores[np.arange(12), partner]
+    found = losses.contrast(one, other, jnp.ones(6), 0.2)
+    np.testing.assert_allclose(found, (cost[:6] + cost[6:]) / 2, rtol=1e-4)
+
+
+def test_contrast_leaves_padding_out():
+    key = jax.random.key(0)
+    one, other = jax.random.normal(key, (6, 4)), jax.random.normal(jax.random.key(1), (6, 4))
+    mask = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    whole = losses.contrast(one[:4], other[:4], jnp.ones(4), 0.5)
+    padded = losses.contrast(one.at[4:].set(1e6), other, mask, 0.5)
+    np.testing.assert_allclose(padded[:4], whole, rtol=1e-5)
+    grad = jax.grad(lambda z: losses.masked_mean(losses.contrast(z, other, mask, 0.5), mask))(one)
+    np.testing.assert_array_equal(grad[4:], 0.0)
+    alone = losses.contrast(jnp.zeros((1, 4)), jnp.zeros((1, 4)), jnp.ones(1), 0.5)
+    np.testing.assert_allclose(alone, [0.0], atol=1e-6)
+    flat = jax.grad(lambda z: losses.contrast(z, z, jnp.ones(2), 0.5).sum())(jnp.zeros((2, 4)))
+    assert jnp.isfinite(flat).all()
+
+
+def test_mutual_information_at_its_ends():
+    sure = jnp.eye(4)[jnp.array([0, 1, 2, 3, 0, 1, 2, 3])]
+    np.testing.assert_allclose(
+        losses.mutual_information(sure, sure, jnp.ones(8)), np.log(4.0), rtol=1e-5
+    )
+    unsure = jnp.full((8, 4), 0.25)
+    np.testing.assert_allclose(
+        losses.mutual_information(unsure, unsure, jnp.ones(8)), 0.0, atol=1e-5
+    )
+    one_cluster = jnp.eye(4)[jnp.zeros(8, int)]
+    np.testing.assert_allclose(
+        losses.mutual_information(one_cluster, one_cluster, jnp.ones(8)), 0.0, atol=1e-5
+    )
+    mask = jnp.array([1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    changed = sure.at[4:].set(0.5)
+    np.testing.assert_allclose(
+        losses.mutual_information(changed, sure, mask), np.log(4.0), rtol=1e-5
+    )
+
+
+def test_mutual_information_by_definition():
+    key = jax.random.key(0)
+    one, other = (jax.nn.softmax(2 * jax.random.normal(k, (50, 3))) for k in jax.random.split(key))
+    joint = np.asarray(one).T @ np.asarray(other) / 50
+    joint = (joint + joint.T) / 2
+    own = joint.sum(1)
+    expected = (joint * np.log(joint / np.outer(own, own))).sum()
+    found = losses.mutual_information(one, other, jnp.ones(50))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        losses.mutual_information(other, one, jnp.ones(50)), found, rtol=1e-4
+    )
+
+
+def test_agreement_and_entropy():
+    one, other = jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([[0.25, 0.75], [0.0, 1.0]])
+    found = losses.agreement(one, other)
+    np.testing.assert_allclose(found, [np.log(2.0), 7 * np.log(10.0)], rtol=1e-4)
+    grad = jax.grad(lambda p: losses.agreement(p, other).sum())(one)  # trap: log of 0
+    assert jnp.isfinite(grad).all()
+    np.testing.assert_allclose(losses.entropy(one), [np.log(2.0), 0.0], rtol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda p: losses.entropy(p).sum())(one)).all()

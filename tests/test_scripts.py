@@ -634,6 +634,9 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
     [
         (["--method", "dkm"], {"pretrain", "train"}, (3, 200)),
         (["--method", "dkm", "--pretrain-epochs", "0"], {"train"}, (3, 200)),
+        (["--method", "dec"], {"pretrain", "train"}, (3, 200)),
+        (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
+        (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--network", "conv"], {"train"}, (1, 50)),
     ],
 )
@@ -641,7 +644,7 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
     out = tmp_path / "out"
     few = ["--method", "autoencoder", "--embed-dim", "3", "--seeds", "1", "--epochs", "1"]
     few += ["--limit", "50"]  # conv compiles slowly
-    done(TRAIN, *(TINY if "dkm" in args else few), *args, "--out", out)
+    done(TRAIN, *(few if "conv" in args else TINY), *args, "--out", out)
     assert set(report_of(out)["seconds"]) == phases
     assert np.load(out / "labels_all.npy").shape == shape
     z = np.load(out / "embeddings.npy")
@@ -763,6 +766,8 @@ EMBEDDING, SELECT_K = script("cluster_embedding"), script("select_k")
         ["--clusterer", "kmeans", "--devices", "2"],
         ["--clusterer", "balanced"],
         ["--clusterer", "hierarchical"],
+        ["--clusterer", "mixture"],
+        ["--clusterer", "mixture", "--covariance", "diagonal"],
         ["--clusterer", "agglomerative", "--linkage", "average"],
         ["--clusterer", "hdbscan", "--min-cluster-size", "10"],
         ["--clusterer", "dbscan", "--eps", "0.5", "--min-samples", "4"],
@@ -826,6 +831,7 @@ def test_classical_clusterers_on_data(tmp_path):
         (["--clusterer", "hierarchical", "--probes", "9"], "probes as a whole number from 1 to 3"),
         (["--clusterer", "hdbscan", "--devices", "2"], "--devices beside --clusterer kmeans only"),
         (["--clusterer", "hdbscan", "--centroids-out", "c.npy"], "--centroids-out beside"),
+        (["--covariance", "full"], "--covariance beside --clusterer mixture only, found kmeans"),
         (["--min-size", "3"], "--min-size beside --clusterer balanced only, found kmeans"),
         (["--clusterer", "dbscan", "--n-clusters", "3"], "--n-clusters beside"),
         (["--clusterer", "dbscan", "--min-samples", "900"], "--min-samples from 1 to 200"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn import cluster, datasets
 from sklearn import metrics as their_metrics
+from sklearn.mixture import GaussianMixture
 
 from deepclust_jax.clustering import kmeans, select_k
 
@@ -45,15 +46,28 @@ def test_scores_as_sklearn(blobs, evidence):
 
 def test_every_score_finds_the_number_of_blobs(evidence):
     assert select_k.suggestions(evidence) == {
-        "silhouette": 5, "calinski_harabasz": 5, "davies_bouldin": 5, "gap": 5, "stability": 5,
+        "silhouette": 5, "calinski_harabasz": 5, "davies_bouldin": 5, "gap": 5, "bic": 5,
+        "stability": 5,
     }  # fmt: skip
     assert evidence.stability[4] > 0.99 and evidence.stability[7] < 0.98
     assert (np.diff(evidence.inertia) < 0).all()
 
 
-def test_one_cluster_is_found_by_the_gap():
+def test_one_cluster_is_found_by_the_gap_and_the_bic():
     x = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
-    assert select_k.suggestions(select_k.sweep(KEY, x, 6, **FEW))["gap"] == 1
+    found = select_k.suggestions(select_k.sweep(KEY, x, 6, **FEW))
+    assert found["gap"] == 1 and found["bic"] == 1
+
+
+def test_bic_as_sklearn(blobs, evidence):
+    labels = np.asarray(kmeans.assign(blobs, evidence.centroids[4, :5])[0])
+    within = np.concatenate([blobs[labels == j] - blobs[labels == j].mean(0) for j in range(5)])
+    theirs = GaussianMixture(
+        5, covariance_type="tied", means_init=evidence.centroids[4, :5],
+        weights_init=np.bincount(labels) / len(blobs),
+        precisions_init=np.linalg.inv(within.T @ within / len(blobs)),
+    ).fit(blobs)  # fmt: skip
+    np.testing.assert_allclose(evidence.bic[4], theirs.bic(blobs), rtol=1e-3)
 
 
 def test_references_lie_in_the_box_of_the_principal_axes():

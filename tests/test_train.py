@@ -42,6 +42,71 @@ def test_every_row_once_per_epoch():
     assert (index != other).any()
 
 
+def numbered(n=53):
+    """Rows that hold their own number."""
+    return np.repeat(np.arange(n, dtype=np.float32)[:, None], 4, axis=1)
+
+
+NEAR = np.stack([(np.arange(53) + 7 * j + 1) % 53 for j in range(3)], axis=1)
+
+
+def recorder():
+    """An algorithm that learns nothing, and whose metrics tell of the partners it was given."""
+    base = autoencoder.build(CONFIG, (4,))
+
+    def step(key, state, batch):
+        del key
+        index, partner = batch.x[:, 0].astype(int), batch.partner[:, 0].astype(int)
+        is_near = (jnp.asarray(NEAR)[index] == partner[:, None]).any(axis=1)
+        metrics = {
+            "loss": jnp.mean(is_near | (batch.mask == 0)),
+            "sum": jnp.sum(batch.mask * partner * (batch.index + 1)) / 1e3,
+        }
+        return state.replace(step=state.step + 1), metrics
+
+    return base._replace(step=step)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_partners_are_neighbours_drawn_anew_in_every_epoch(resident):
+    keys = jax.random.split(KEY, 2)
+    found = train.fit(
+        keys, recorder(), numbered(), epochs=3, batch_size=16, neighbors=NEAR,
+        refresh_every=0, resident=resident,
+    ).metrics  # fmt: skip
+    np.testing.assert_array_equal(found["loss"], 1.0)
+    assert len(np.unique(found["sum"])) == 6  # of every epoch and seed others
+    other = train.fit(
+        keys, recorder(), numbered(), epochs=3, batch_size=16, neighbors=NEAR,
+        refresh_every=0, resident=not resident,
+    ).metrics  # fmt: skip
+    np.testing.assert_allclose(found["sum"], other["sum"], rtol=1e-5)
+
+
+def test_without_neighbours_there_are_no_partners():
+    def step(key, state, batch):
+        assert batch.partner is None
+        return state.replace(step=state.step + 1), {"loss": jnp.float32(0)}
+
+    algorithm = autoencoder.build(CONFIG, (4,))._replace(step=step)
+    train.fit(KEY, algorithm, numbered(), epochs=1, refresh_every=0)
+
+
+@pytest.mark.parametrize(
+    ("neighbors", "message"),
+    [
+        (np.zeros((52, 3), int), r"expected neighbors \[53, m\], found \(52, 3\)"),
+        (np.zeros(53, int), r"expected neighbors \[53, m\], found \(53,\)"),
+        (np.full((53, 2), 53), "expected neighbors from 0 to 52, found 53 to 53"),
+        ([[1]], "found list"),
+    ],
+)
+def test_neighbours_that_are_none_are_refused(neighbors, message):
+    algorithm = autoencoder.build(CONFIG, (4,))
+    with pytest.raises(ValueError, match=message):
+        train.fit(KEY, algorithm, numbered(), epochs=1, neighbors=neighbors)
+
+
 def test_refresh_comes_first_in_its_epochs():
     base = autoencoder.build(CONFIG, (4,))
 

@@ -118,7 +118,7 @@ def _fit(key, x, n_clusters, n_init, max_iter) -> Adaptive:
     x = jax.lax.stop_gradient(x)
     n, d = x.shape
     mean = jnp.mean(x, axis=0)
-    whitening = _whitening(x - mean[None, :])
+    whitening = whitening_of(x - mean[None, :])
     seen = _seen(x, mean, whitening)
     offset = jnp.mean(seen, axis=0)
     rows = seen - offset[None, :]
@@ -171,7 +171,7 @@ def _seen(x, mean, whitening):
     return y / jnp.sqrt(1.0 + jnp.mean(y**2, axis=-1, keepdims=True))
 
 
-def _whitening(centred):
+def whitening_of(centred):
     """Matrix that gives rows unit variance in every direction that is more than rounding.
 
     Symmetric steps (ZCA): turned to the principal axes, which rounding turns, it would not be a

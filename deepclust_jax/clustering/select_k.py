@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax.clustering import kmeans, lloyd
+from deepclust_jax.clustering import kmeans, lloyd, mixture
 from deepclust_jax.metrics.jittable import ari_jax
 from deepclust_jax.types import Array, Key
 
 _PAIRS = 2048  # rows of which the silhouette takes all distances
+_TIED = 64  # features up to which the mixture of the BIC has a whole covariance, one for all
 
 
 class Evidence(NamedTuple):
@@ -30,6 +31,9 @@ class Evidence(NamedTuple):
     davies_bouldin: np.ndarray  # [K], lower is better
     gap: np.ndarray  # [K], log inertia under rows without clusters, less the own (Tibshirani 2001)
     gap_error: np.ndarray  # [K], its standard error
+    bic: (
+        np.ndarray
+    )  # [K], of a mixture that starts from the k-means, lower is better (Schwarz 1978)
     stability: np.ndarray  # [K], mean ARI of clusterings of halves of the rows, at most 1
     centroids: np.ndarray  # [K, k_max, d]; of k clusters the first k
 
@@ -98,7 +102,8 @@ def suggestions(evidence: Evidence) -> dict[str, int]:
     ones, up to 0.01.
     """
     k, found = evidence.k, {}
-    for name, sign in (("silhouette", 1), ("calinski_harabasz", 1), ("davies_bouldin", -1)):
+    signs = {"silhouette": 1, "calinski_harabasz": 1, "davies_bouldin": -1, "bic": -1}
+    for name, sign in signs.items():
         values = sign * getattr(evidence, name)
         if np.isfinite(values).any():
             found[name] = int(k[np.nanargmax(values)])
@@ -146,6 +151,8 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
             centroids = fit(key, x[rows], n_active=k, n_init=n_init).centroids
             return kmeans.assign(x, centroids)[0]
 
+        form = "tied" if d <= _TIED else "diagonal"
+        gaussians = mixture.fit(fit_key, x, k_max, covariance=form, init=labels, n_active=k)
         keys = jax.random.split(jax.random.fold_in(half_key, k), n_halves)
         clusterings = jax.lax.map(of_half, (keys, halves))
         agree = partial(ari_jax, n_classes=k_max, n_clusters=k_max)
@@ -157,6 +164,7 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
             "davies_bouldin": _davies_bouldin(x, found.centroids, labels, counts, active),
             "gap": jnp.mean(expected) - jnp.log(found.inertia),
             "gap_error": jnp.std(expected) * jnp.sqrt(1.0 + 1.0 / n_references),
+            "bic": mixture.bic(gaussians, n, form),
             "stability": jnp.mean(jax.vmap(agree)(clusterings[first], clusterings[second])),
             "centroids": found.centroids + mean,
         }
@@ -164,8 +172,8 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
     found = jax.lax.map(scores, ks)
     # Inertia that is rounding: as many clusters as there are distinct rows, or more.
     is_left = found["inertia"] > 1e-10 * total
-    for name in ("silhouette", "calinski_harabasz", "davies_bouldin", "gap", "stability"):
-        has_meaning = is_left if name in ("gap", "stability") else is_left & (ks > 1)
+    for name in ("silhouette", "calinski_harabasz", "davies_bouldin", "gap", "bic", "stability"):
+        has_meaning = is_left if name in ("gap", "bic", "stability") else is_left & (ks > 1)
         found[name] = jnp.where(has_meaning, found[name], jnp.nan)
     return found
 

@@ -180,12 +180,15 @@ def sample_texts(
 
 def choice_of_k(path: str | os.PathLike, evidence: Any, suggested: Mapping[str, int]) -> None:
     """Write one panel per score of `select_k.sweep`, with a line at the number it speaks for."""
-    better = {"inertia": "", "davies_bouldin": ", low is good", "stability": ", the last high one"}
+    better = {"inertia": "", "stability": ", the last high one"}
+    better |= {"davies_bouldin": ", low is good", "bic": ", low is good"}
     better |= {"gap": ", the first within an error of the next"}
     names = [name for name in evidence._fields if name not in ("k", "gap_error", "centroids")]
-    figure = _figure(9.6, 5.0)
-    grid = figure.subplots(2, 3, squeeze=False)
-    for axes, name in zip(grid.flat, names, strict=True):
+    figure = _figure(12.8, 5.0)
+    grid = figure.subplots(2, 4, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(grid.flat, names, strict=False):
         error = evidence.gap_error if name == "gap" else None
         values = getattr(evidence, name)
         axes.errorbar(evidence.k, values, yerr=error, color=COLOURS[0], lw=1.5, marker=".")
