@@ -23,7 +23,7 @@ import numpy as np
 from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array
 
-_GROUP = 64  # columns of which only the lowest is looked at first
+_GROUP = 16  # columns of which only the lowest is looked at first
 _SCORES = {"cpu": 2**23, "gpu": 2**27, "tpu": 2**26}  # held at a time
 _WIDE, _MANY = 512, 20_000  # features and rows from which on the bound is tried
 _SHARE = 4  # features for each direction of the bound
@@ -220,6 +220,14 @@ def _lowest_of(scores, count):
 def _measured(queries, x, index, k) -> Neighbors:
     """The k nearest of candidates [b, m], by differences. -> [b, k]."""
     index = jnp.sort(index, axis=1)  # the lower number first, for ties
-    sqdist = jnp.sum((queries[:, None, :] - x[index]) ** 2, axis=-1)
+
+    def of_query(args):
+        query, own = args
+        return jnp.sum((query[None, :] - x[own]) ** 2, axis=-1)
+
+    # One query after another where a core does the work: its candidates stay in the cache.
+    in_turn = jax.default_backend() == "cpu"
+    over_queries = partial(jax.lax.map, of_query) if in_turn else jax.vmap(of_query)
+    sqdist = over_queries((queries, index))
     lowest, place = jax.lax.top_k(-sqdist, k)
     return Neighbors(jnp.take_along_axis(index, place, axis=1), -lowest)
