@@ -52,9 +52,10 @@ class Data:
 class Method:
     """How it is clustered."""
 
-    method: Literal["autoencoder", "dcn", "dkm", "dec", "idec", "vade"] = "dcn"
-    """autoencoder: k-means on its code. The others: network and centroids trained together; dec
-    without a decoder, vade with a mixture of Gaussians."""
+    method: Literal["autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d"] = "dcn"
+    """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code. The
+    others: network and centroids trained together; dec without a decoder, vade with a mixture of
+    Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -105,13 +106,13 @@ class Training:
     """Epochs of the autoencoder that starts a method; 0 starts from random weights."""
 
     epochs: int | None = None
-    """Epochs of the method itself."""
+    """Epochs of the method itself; n2d has none beside those of its autoencoder."""
 
     batch_size: int = 256
     """Rows per step."""
 
     learning_rate: float | None = None
-    """Of the method itself: SGD for autoencoder and the paper's dec, else Adam."""
+    """Of the method itself: SGD for autoencoder, n2d and the paper's dec, else Adam."""
 
     pretrain_learning_rate: float | None = None
     """Of the SGD of the autoencoder that starts a method."""
@@ -185,6 +186,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "dec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4},
         "idec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.5},
         "vade": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-3, "likelihood": "gaussian"},
+        "n2d": {**_PRETRAINED, "epochs": 0, "learning_rate": _AUTOENCODER["learning_rate"]},
     },
     "paper": {
         "autoencoder": {
@@ -208,6 +210,12 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "epochs": 3000,
             "learning_rate": 2e-3,
             "likelihood": "bernoulli",
+        },
+        "n2d": {
+            **_PRETRAINED_PAPER,
+            "pretrain_epochs": 1000,
+            "epochs": 0,
+            "learning_rate": 0.067,
         },
     },
 }
@@ -336,6 +344,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
         if method == "dkm":
             defaults |= _DKM_ANNEALED
+        if method == "n2d":
+            defaults |= {"epochs": _AUTOENCODER["epochs"]}
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
     for name in ("metric", "weight", "alpha", "likelihood"):
@@ -377,7 +387,7 @@ def _lengthened(given: Options, options: Options, n_rows: int) -> Training:
     joint = "autoencoder" if options.method.method == "autoencoder" else "joint"
     for name, kind in (("pretrain_epochs", "autoencoder"), ("epochs", joint)):
         epochs = getattr(training, name)
-        if epochs is not None and getattr(given.training, name) is None:
+        if epochs and getattr(given.training, name) is None:
             least = -(-_LEAST_STEPS[kind] // steps)
             training = dataclasses.replace(training, **{name: max(epochs, least)})
     return training

@@ -16,11 +16,12 @@ import numpy as np
 import optax
 
 from deepclust_jax import augment, checkpoint, config, train
-from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, vade
+from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, n2d, vade
 from deepclust_jax.types import Algorithm, Key, State
 
 METHODS = {
-    "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade
+    "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
+    "n2d": n2d,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -124,10 +125,13 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     rate = falling(training.learning_rate, training.epochs)
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
+    if method.method == "n2d":
+        optimizer = autoencoder.sgd(rate, autoencoder.Config())
     algorithm = module.build(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change
     )
-    joint = Phase("train", 1, algorithm, training.epochs, 1, False)
+    is_n2d = method.method == "n2d"  # clustered once, at the end
+    joint = Phase("train", 1, algorithm, training.epochs, 0 if is_n2d else 1, is_n2d)
     if training.pretrain_epochs == 0:
         return [joint]
     rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs

@@ -29,10 +29,18 @@ class Options:
     for kmeans."""
 
     clusterer: Literal[
-        "kmeans", "balanced", "hierarchical", "mixture", "agglomerative", "dbscan", "hdbscan"
+        "kmeans",
+        "balanced",
+        "hierarchical",
+        "mixture",
+        "graph",
+        "agglomerative",
+        "dbscan",
+        "hdbscan",
     ] = "kmeans"
     """Method. balanced: k-means with clusters of one size, or between bounds; hierarchical: k-means
-    for very many clusters; mixture: of Gaussians."""
+    for very many clusters; mixture: of Gaussians; graph: of Gaussians on points that lie near each
+    other where rows are neighbours."""
 
     n_clusters: int | None = None
     """For all but dbscan and hdbscan. None: that of the run or of a named set."""
@@ -77,7 +85,7 @@ class Options:
     taken as they are."""
 
     seed: int = 0
-    """Seed of kmeans, balanced, hierarchical and mixture."""
+    """Seed of kmeans, balanced, hierarchical, mixture and graph."""
 
     labels_out: Path = Path("labels.npy")
     """File for the clusters, int32 [n]; -1 is noise."""
@@ -142,7 +150,7 @@ def cluster(options: Options) -> int:
 
 # Options that only some methods have.
 OF = {
-    "n_clusters": ("kmeans", "balanced", "hierarchical", "mixture", "agglomerative"),
+    "n_clusters": ("kmeans", "balanced", "hierarchical", "mixture", "graph", "agglomerative"),
     "devices": ("kmeans",),
     "min_size": ("balanced",),
     "max_size": ("balanced",),
@@ -195,7 +203,14 @@ def cluster_rows(options: Options, z, k):
     import numpy as np
 
     from deepclust_jax import config
-    from deepclust_jax.clustering import balanced, classical, dbscan, hierarchical, mixture
+    from deepclust_jax.clustering import (
+        balanced,
+        classical,
+        dbscan,
+        graph_embedding,
+        hierarchical,
+        mixture,
+    )
 
     key, name = jax.random.key(options.seed), options.clusterer
     if name not in ("dbscan", "hdbscan") and k is None:
@@ -214,6 +229,8 @@ def cluster_rows(options: Options, z, k):
     if name == "mixture":
         found = mixture.fit(key, z, k, covariance=options.covariance)
         return np.asarray(found.labels), np.asarray(found.mixture.means)
+    if name == "graph":
+        return np.asarray(graph_embedding.cluster(key, z, k).labels), None
     if name == "agglomerative":
         return classical.agglomerative(z, k, linkage=options.linkage), None
     if name == "hdbscan":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepclust_jax import checkpoint, train
-from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, vade
+from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, n2d, vade
 from deepclust_jax.types import Algorithm, Batch
 
 SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
@@ -26,6 +26,17 @@ ALGORITHMS = {
     "dec": (dec, dec.Config(**SMALL, weight=1.0, reconstruction=0.0)),
     "idec": (dec, dec.Config(**SMALL)),
     "vade": (vade, vade.Config(**SMALL, n_init=2)),
+    "n2d": (
+        n2d,
+        n2d.Config(
+            **SMALL,
+            n_neighbors=5,
+            n_layouts=2,
+            layout_epochs=5,
+            classifier=(8,),
+            classifier_steps=5,
+        ),
+    ),
 }
 N, BATCH, SHAPE = 53, 16, (5,)
 KEY = jax.random.key(3)

@@ -637,6 +637,7 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "dec"], {"pretrain", "train"}, (3, 200)),
         (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
+        (["--method", "n2d"], {"pretrain", "train"}, (3, 200)),
         (["--network", "conv"], {"train"}, (1, 50)),
     ],
 )
@@ -768,6 +769,7 @@ EMBEDDING, SELECT_K = script("cluster_embedding"), script("select_k")
         ["--clusterer", "hierarchical"],
         ["--clusterer", "mixture"],
         ["--clusterer", "mixture", "--covariance", "diagonal"],
+        ["--clusterer", "graph"],
         ["--clusterer", "agglomerative", "--linkage", "average"],
         ["--clusterer", "hdbscan", "--min-cluster-size", "10"],
         ["--clusterer", "dbscan", "--eps", "0.5", "--min-samples", "4"],

@@ -1,0 +1,171 @@
+"""N2D: an autoencoder, a neighbour-graph embedding of its code, and a mixture on that (McConville
+et al. 2020, "N2D: (Not Too) Deep Clustering via Clustering the Local Manifold of an Autoencoded
+Embedding").
+
+The network learns what the autoencoder learns and nothing else; `refresh` is the clustering: exact
+neighbours of the codes, graph_embedding.py on them, a Gaussian mixture with full covariances on the
+points. Call it once, after training.
+
+Layouts differ from key to key, and some join two clusters: `refresh` makes several and keeps the
+one whose mixture is likeliest, without labels. A layout says nothing of new rows. So a small
+classifier learns the mixture's posterior from the codes, and labels old and new rows alike:
+`assign` is a function of the code.
+
+Deviations: the paper trains its autoencoder for 1,000 epochs with Adam, here it is the common one
+(`warm_start`); neighbours are exact and the layout is by graph_embedding.py, in place of the
+library of UMAP's authors; the paper keeps one layout and has no labels for new rows.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from deepclust_jax import augment as augmentation
+from deepclust_jax import losses, networks
+from deepclust_jax.algorithms import autoencoder
+from deepclust_jax.clustering import graph_embedding
+from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    n_clusters: int = 10  # k
+    embed_dim: int = 10  # width of the code, and of the layout
+    network: str = "mlp"  # or "conv", for images
+    hidden: tuple[int, ...] = (500, 500, 2000)  # encoder widths; the decoder mirrors them
+    precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
+    learning_rate: float = 0.2  # of SGD, as in algorithms/autoencoder.py
+    n_neighbors: int = 20  # of each code
+    n_layouts: int = 3  # of which the likeliest is kept
+    layout_epochs: int = 300
+    classifier: tuple[int, ...] = (256, 256)  # its hidden widths
+    classifier_steps: int = 3000  # of 512 codes each
+
+
+@flax.struct.dataclass
+class State:
+    step: Array  # [] int32
+    params: Params  # {"encoder", "decoder"}
+    opt_state: optax.OptState
+    classifier: Params
+    centre: Array  # [embed_dim], mean of the codes
+    scale: Array  # [embed_dim], their deviations
+
+
+class Nets(NamedTuple):
+    encoder: Network
+    decoder: Network
+    classifier: Network  # code, centred and scaled -> logits [b, k]
+
+
+def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
+    """Encoder and decoder for rows of the given shape, and the classifier of codes."""
+    pair = networks.autoencoder(
+        config.network, shape, config.hidden, config.embed_dim, precision=config.precision
+    )
+    return Nets(*pair, networks.mlp((*config.classifier, config.n_clusters)))
+
+
+def loss(
+    params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
+) -> tuple[Array, Metrics]:
+    """Share of the variance of the batch that the reconstruction leaves unexplained. -> [].
+
+    The metric `reconstruction` is the squared error summed over features, mean over rows.
+    """
+    del state, key, config
+    z = nets.encoder.apply(params["encoder"], batch.x)
+    x_hat = nets.decoder.apply(params["decoder"], z)
+    error = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
+    return error / losses.total_variance(batch.x, batch.mask), {"reconstruction": error}
+
+
+def distil(
+    key: Key, classifier: Network, params: Params, z: Array, posterior: Array, steps: int
+) -> Params:
+    """The classifier after it learned a posterior [n, k] from rows [n, d], by Adam."""
+    tx = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+    def cost(params, rows):
+        log_p = jax.nn.log_softmax(classifier.apply(params, z[rows]), axis=-1)
+        return -jnp.mean(jnp.sum(posterior[rows] * log_p, axis=-1))
+
+    def step(i, carry):
+        params, state = carry
+        rows = jax.random.randint(jax.random.fold_in(key, i), (min(512, len(z)),), 0, len(z))
+        updates, state = tx.update(jax.grad(cost)(params, rows), state)
+        return optax.apply_updates(params, updates), state
+
+    return jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))[0]
+
+
+def warm_start(state: State, pretrained: autoencoder.State) -> State:
+    """`state` with the networks of a trained autoencoder."""
+    return state.replace(params=autoencoder.starting_point(pretrained)[0])
+
+
+def build(
+    config: Config,
+    shape: tuple[int, ...],
+    *,
+    loss: Callable[..., tuple[Array, Metrics]] = loss,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Callable[[Key, Array], Array] | None = None,
+) -> Algorithm:
+    """The algorithm for rows of the given shape.
+
+    `optimizer` replaces the SGD of the config. `augment` (key, one row) -> row changes every row
+    before a step; the network then reconstructs the changed row (as in DEC-DA).
+    """
+    nets = build_nets(config, shape)
+    own = autoencoder.Config(learning_rate=config.learning_rate)
+    tx = optimizer or autoencoder.sgd(config.learning_rate, own)
+
+    def init(key: Key, batch: Batch) -> State:
+        params = autoencoder.init_params(key, batch.x, nets)
+        code = jnp.zeros((1, config.embed_dim))
+        classifier = nets.classifier.init(jax.random.fold_in(key, 1), code)
+        one = jnp.ones(config.embed_dim)
+        return State(jnp.int32(0), params, tx.init(params), classifier, jnp.zeros_like(one), one)
+
+    def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = augmentation.batch(augment_key, batch, augment)
+        (value, metrics), grads = losses.value_and_grad(loss)(
+            state.params, state, batch, loss_key, nets=nets, config=config
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, {"loss": value, **metrics}
+
+    def refresh(key: Key, state: State, x: Array) -> State:
+        layout_key, init_key, step_key = jax.random.split(key, 3)
+        z = embed(state, x)
+        posterior = graph_embedding.cluster(
+            layout_key, z, config.n_clusters, dim=config.embed_dim,
+            n_neighbors=config.n_neighbors, n_layouts=config.n_layouts,
+            epochs=config.layout_epochs,
+        ).posterior  # fmt: skip
+        centre, scale = jnp.mean(z, axis=0), jnp.std(z, axis=0)
+        scale = jnp.where(scale > 0, scale, 1.0)
+        rows = (z - centre[None, :]) / scale[None, :]
+        fresh = nets.classifier.init(init_key, rows[:1])
+        steps = config.classifier_steps
+        classifier = distil(step_key, nets.classifier, fresh, rows, posterior, steps)
+        return state.replace(classifier=classifier, centre=centre, scale=scale)
+
+    def embed(state: State, x: Array) -> Array:
+        return networks.apply_in_blocks(nets.encoder.apply, state.params["encoder"], x)
+
+    def assign(state: State, z: Array) -> Array:
+        rows = (z - state.centre[None, :]) / state.scale[None, :]
+        logits = networks.apply_in_blocks(nets.classifier.apply, state.classifier, rows)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return Algorithm(init, step, refresh, embed, assign)

@@ -1,0 +1,214 @@
+"""Rows as points in a few dimensions, near where the rows are neighbours: UMAP's objective
+(McInnes et al. 2018), for clustering rather than for pictures.
+
+    found = graph_embedding.cluster(jax.random.key(0), x, 10)     # a mixture on the points
+
+    near = neighbors.nearest(x, 20)                               # or the points alone
+    y = graph_embedding.fit(jax.random.key(0), near, graph_embedding.principal(x, 10))
+
+    minimise  sum_ij  w_ij log(1 / s_ij)  +  sum_i e_i mean_j log(1 / (1 - s_ij))
+    s_ij = 1 / (1 + a |y_i - y_j|^2b)
+
+The first sum is over neighbours, with the weights w of the fuzzy graph; the second over rows j
+drawn at random, with e_i `negatives` times the weights of row i, as in the authors' code. The curve
+s has no flat top (`min_dist` 0): clusters become dense. Deviations: all rows move at once, by Adam
+with a falling rate, and not one edge after another by SGD, so that an epoch is a few large
+operations on the device and the result a function of the key; and points start on the principal
+axes of the rows and not on those of the graph, so that clusters around one centre may stay there.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepclust_jax.clustering import kmeans, lloyd, mixture, neighbors
+from deepclust_jax.clustering.neighbors import Neighbors
+from deepclust_jax.types import Array, Key
+
+# a and b for which 1 / (1 + a t^2b) is nearest to exp(-t) for t in 0..3 (a test fits them).
+A, B = 1.9328, 0.7904
+_EPS = 1e-3  # added to the squared distance of rows that push each other, as in the authors' code
+_SIZE = 3.0  # deviation of the points at the start: the scale on which s falls is 1
+
+
+class Clustered(NamedTuple):
+    """What `cluster` found."""
+
+    labels: Array  # [n] int32
+    posterior: Array  # [n, k], probability of each cluster given the point of the row
+    points: Array  # [n, dim]
+    log_likelihood: Array  # [], mean over the rows, of the points under the mixture
+
+
+def cluster(
+    key: Key,
+    x: Array,
+    n_clusters: int,
+    *,
+    dim: int = 10,
+    n_neighbors: int = 20,
+    n_layouts: int = 3,
+    epochs: int = 300,
+) -> Clustered:
+    """A Gaussian mixture with full covariances on points for the rows. [n, d] -> Clustered.
+
+    Points differ from key to key, and some join two clusters: of several layouts the one whose
+    mixture is likeliest is kept, without labels.
+
+    Args:
+        key: a typed key; the result is a function of it.
+        x: rows [n, d].
+        n_clusters: k.
+        dim: of the points; at most d.
+        n_neighbors: of each row; at most n - 1.
+        n_layouts: how many are made.
+        epochs: of each, as in `fit`.
+
+    Raises:
+        ValueError: as `mixture.fit` and `fit`.
+    """
+    kmeans.check_key(key)
+    kmeans.check(x, n_clusters, "random", n_layouts, 1, None, None)
+    kmeans.check_finite("x", x)
+    if min(dim, n_neighbors) < 1:
+        raise ValueError(f"expected dim and n_neighbors >= 1, found {dim} and {n_neighbors}")
+    near = neighbors.nearest(x, min(n_neighbors, x.shape[0] - 1))
+    start = principal(kmeans.narrow(x, kmeans.offset_of(x)), min(dim, x.shape[1]))
+
+    def one(key):
+        y = fit(key, near, start, epochs=epochs)
+        found = mixture.fit(jax.random.fold_in(key, epochs), y, n_clusters)
+        own = mixture.posterior(y, found.mixture)
+        return Clustered(found.labels, own, y, found.log_likelihood)
+
+    layouts = jax.lax.map(one, jax.random.split(key, n_layouts))
+    likelihoods = layouts.log_likelihood
+    best = jnp.argmax(jnp.where(jnp.isnan(likelihoods), -jnp.inf, likelihoods))
+    return jax.tree.map(lambda a: a[best], layouts)
+
+
+def fit(
+    key: Key,
+    near: Neighbors,
+    start: Array,
+    *,
+    epochs: int = 300,
+    negatives: int = 5,
+    learning_rate: float = 0.2,
+) -> Array:
+    """Points for rows with the given neighbours. -> [n, d].
+
+    Args:
+        key: a typed key; the result is a function of it.
+        near: the nearest others of each row, [n, k], from `neighbors.nearest`.
+        start: points [n, d] to start from, of any scale, such as `principal(x, d)`.
+        epochs: steps of Adam.
+        negatives: rows drawn at random for each row and epoch, which push it away.
+        learning_rate: of the first step, on a scale where neighbours are at a distance of about 1;
+            it falls to 0 in a line.
+
+    Raises:
+        ValueError: wrong shapes, NaN or infinite values, numbers out of range.
+    """
+    kmeans.check_key(key)
+    kmeans.check(start, 1, "random", 1, 1, None, None)
+    kmeans.check_finite("start", start)
+    n, shapes = start.shape[0], (near.index.shape, near.sqdist.shape)
+    if len(shapes[0]) != 2 or shapes[0] != shapes[1] or shapes[0][0] != n:
+        raise ValueError(f"expected neighbours [{n}, k], found {shapes[0]} and {shapes[1]}")
+    if min(epochs, negatives) < 1 or not learning_rate > 0:
+        raise ValueError(
+            f"expected epochs and negatives >= 1 and learning_rate > 0, found {epochs}, "
+            f"{negatives} and {learning_rate}"
+        )
+    start = kmeans.narrow(start, kmeans.offset_of(start))
+    return _fit(key, near, start, learning_rate, epochs=epochs, negatives=negatives)
+
+
+@partial(jax.jit, static_argnames="d")
+def principal(x: Array, d: int) -> Array:
+    """Coordinates of the rows along their d leading principal axes. [n, D] -> [n, d]."""
+    rows, _, scale = kmeans.normalise(x, jnp.full((len(x), 1), 1 / len(x)))
+    scatter = jnp.dot(rows.T, rows, precision=lloyd.EXACT)
+    axes = jnp.linalg.eigh(scatter)[1][:, ::-1][:, :d]
+    # The sign of an axis is an accident of the decomposition: its largest entry becomes positive.
+    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), axis=0)[None, :], axis=0)
+    return jnp.dot(rows, axes * jnp.sign(largest), precision=lloyd.EXACT) * scale
+
+
+@jax.jit
+def graph(near: Neighbors) -> Array:
+    """Weights of the fuzzy graph, [n, k]: for each row those of its neighbours.
+
+    A weight falls with the distance beyond that of the nearest neighbour, on a scale for which the
+    weights of a row sum to log2(k); a pair then has a + b - a b of its weights a and b from both
+    ends. Of a pair that are each other's neighbours each row holds half.
+    """
+    distance = jnp.sqrt(near.sqdist)
+    n, k = distance.shape
+    nearest = jnp.min(jnp.where(distance > 0, distance, jnp.inf), axis=1, keepdims=True)
+    apart = jnp.maximum(distance - jnp.where(jnp.isfinite(nearest), nearest, 0.0), 0.0)
+    average = jnp.mean(distance, axis=1, keepdims=True)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = jnp.where(jnp.isinf(high), 2.0 * low, (low + high) / 2.0)
+        is_wide = jnp.sum(jnp.exp(-apart / middle), axis=1, keepdims=True) > np.log2(k)
+        return jnp.where(is_wide, low, middle), jnp.where(is_wide, middle, high)
+
+    # Not below a thousandth of the mean distance, as in the authors' code: twins have no scale.
+    bounds = jnp.maximum(1e-3 * average, 1e-30), jnp.full_like(average, jnp.inf)
+    low, high = jax.lax.fori_loop(0, 64, halve, bounds)
+    own = jnp.exp(-apart / jnp.where(jnp.isinf(high), low, (low + high) / 2.0))
+
+    def seen_from_there(row, index):  # weights of the same pairs as the neighbours have them
+        return jnp.sum(jnp.where(near.index[index] == row, own[index], 0.0), axis=-1)
+
+    rows = jnp.arange(n, dtype=near.index.dtype)
+    block = max(2**20 // k**2, 1)
+    other = jax.lax.map(lambda pair: seen_from_there(*pair), (rows, near.index), batch_size=block)
+    both = own + other - own * other
+    return jnp.where(other > 0, both / 2.0, both)
+
+
+@partial(jax.jit, static_argnames=("epochs", "negatives"))
+def _fit(key, near, start, learning_rate, *, epochs, negatives):
+    n, _ = start.shape
+    weights = graph(near)
+    start = start - jnp.mean(start, axis=0, keepdims=True)
+    size = jnp.max(jnp.std(start, axis=0))
+    y = _SIZE * start / jnp.where(size > 0, size, 1.0)
+    # Rows that begin at one point have no direction to leave it.
+    y = y + 1e-3 * jax.random.normal(jax.random.fold_in(key, epochs), y.shape)
+    of_others = jax.ops.segment_sum(weights.reshape(-1), near.index.reshape(-1), n)
+    total = jnp.sum(weights, axis=1) + of_others
+    tx = optax.adam(optax.linear_schedule(learning_rate, 0.0, epochs))
+
+    def cost(y, others):
+        return jnp.sum(weights * pull(y, near.index)) + negatives * jnp.sum(total * push(y, others))
+
+    def epoch(i, carry):
+        y, state = carry
+        others = jax.random.randint(jax.random.fold_in(key, i), (n, negatives), 0, n)
+        updates, state = tx.update(jax.grad(cost)(y, others), state)
+        return y + updates, state
+
+    return jax.lax.fori_loop(0, epochs, epoch, (y, tx.init(y)))[0]
+
+
+def pull(y: Array, index: Array) -> Array:
+    """log(1 / s) of each row and its neighbours. [n, d], [n, k] -> [n, k]."""
+    sqdist = jnp.sum((y[:, None, :] - y[index]) ** 2, axis=-1)
+    return jnp.log1p(A * (sqdist + 1e-12) ** B)  # 0 has no derivative of a power below 1
+
+
+def push(y: Array, others: Array) -> Array:
+    """Mean of log(1 / (1 - s)) of each row and others, which stay where they are. [n, d], [n, m]
+    -> [n]."""
+    apart = y[:, None, :] - jax.lax.stop_gradient(y)[others]
+    sqdist = jnp.sum(apart**2, axis=-1) + _EPS
+    return jnp.mean(jnp.log1p(1.0 / (A * sqdist**B)), axis=1)

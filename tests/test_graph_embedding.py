@@ -1,0 +1,218 @@
+"""Points by UMAP's objective, the mixture on them, and N2D, which labels new rows too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from scipy.optimize import curve_fit
+from sklearn.datasets import load_digits
+
+from deepclust_jax import data, metrics, networks, train
+from deepclust_jax.algorithms import autoencoder, n2d
+from deepclust_jax.clustering import graph_embedding, kmeans, neighbors
+
+KEY = jax.random.key(0)
+
+
+def rings(n=400):
+    """Four rings in planes of their own, around centres that are nearer than their size."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 4
+    planes = np.linalg.qr(rng.normal(size=(4, 10, 2)))[0]
+    t = rng.uniform(0, 2 * np.pi, n)
+    x = np.einsum("nij,nj->ni", planes[labels], np.stack([np.cos(t), np.sin(t)], axis=1))
+    x = x + 0.4 * rng.normal(size=(4, 10))[labels] + 0.03 * rng.normal(size=x.shape)
+    return x.astype(np.float32), labels
+
+
+def test_the_curve_is_the_one_of_umap():
+    t = np.linspace(0, 3, 300)
+    (a, b), _ = curve_fit(lambda t, a, b: 1 / (1 + a * t ** (2 * b)), t, np.exp(-t))
+    np.testing.assert_allclose([graph_embedding.A, graph_embedding.B], [a, b], atol=2e-3)
+
+
+def test_weights_by_definition():
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    k = 8
+    near = neighbors.nearest(x, k)
+    index, distance = np.asarray(near.index), np.sqrt(np.asarray(near.sqdist, np.float64))
+    directed = np.zeros((60, 60))
+    for i in range(60):
+        apart = distance[i] - distance[i].min()
+        low, high = 1e-6, 1e3
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (
+                (low, middle) if np.exp(-apart / middle).sum() > np.log2(k) else (middle, high)
+            )
+        directed[i, index[i]] = np.exp(-apart / low)
+    both = directed + directed.T - directed * directed.T
+    weights = np.asarray(graph_embedding.graph(near), np.float64)
+    # Each unordered pair has its weight once, whoever holds it.
+    found = np.zeros((60, 60))
+    np.add.at(found, (np.repeat(np.arange(60), k), index.ravel()), weights.ravel())
+    np.testing.assert_allclose(found + found.T, both, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(directed.sum(1), np.log2(k), rtol=1e-6)
+
+
+def test_gradients_of_both_terms():
+    y = jax.random.normal(KEY, (12, 3))
+    index = jax.random.randint(jax.random.key(1), (12, 4), 0, 12)
+    pulled = lambda y: jnp.sum(graph_embedding.pull(y, index))  # noqa: E731
+    check_grads(pulled, (y,), 1, ["rev"], atol=3e-2, rtol=3e-2)
+    grad = jax.grad(lambda y: jnp.sum(graph_embedding.push(y, index)))(y)
+    # UMAP: -2 b (y_i - y_j) / ((eps + t^2) (1 + a t^2b)), mean over the others; they stay.
+    apart = np.asarray(y)[:, None] - np.asarray(y)[np.asarray(index)]
+    sqdist = (apart**2).sum(-1, keepdims=True) + 1e-3
+    a, b = graph_embedding.A, graph_embedding.B
+    expected = (-2 * b * apart / (sqdist * (1 + a * sqdist**b))).mean(1)
+    np.testing.assert_allclose(grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_at_one_point_are_finite():
+    y = jnp.zeros((4, 2))
+    index = jnp.array([[1], [0], [3], [2]])
+    for term in (graph_embedding.pull, graph_embedding.push):
+        assert jnp.isfinite(jax.grad(lambda y, t=term: jnp.sum(t(y, index)))(y)).all()
+
+
+def test_neighbours_meet():
+    x = load_digits().data[:600].astype(np.float32)
+    near = neighbors.nearest(x, 10)
+    start = graph_embedding.principal(x, 2)
+    others = jax.random.randint(KEY, (len(x), 10), 0, len(x))
+
+    def nearness(y):  # of neighbours, as a share of that of any rows
+        near_by, far = (
+            jnp.mean(jnp.linalg.norm(y[:, None] - y[rows], axis=-1))
+            for rows in (near.index, others)
+        )
+        return float(near_by / far)
+
+    y = graph_embedding.fit(KEY, near, start, epochs=200)
+    assert nearness(y) < 0.6 * nearness(start)
+
+
+def test_rings_are_told_apart():
+    x, labels = rings()
+    found = graph_embedding.cluster(KEY, x, 4, n_neighbors=10)
+    plain = metrics.accuracy(labels, np.asarray(kmeans.fit(KEY, x, 4).labels))
+    assert metrics.accuracy(labels, np.asarray(found.labels)) > plain + 0.03
+    assert found.points.shape == (400, 10) and found.posterior.shape == (400, 4)
+    np.testing.assert_allclose(found.posterior.sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(jnp.argmax(found.posterior, axis=1), found.labels)
+
+
+def test_digits_beat_kmeans_by_far():
+    x, labels = load_digits(return_X_y=True)
+    found = graph_embedding.cluster(KEY, x, 10)
+    assert metrics.accuracy(labels, np.asarray(found.labels)) > 0.9
+    assert metrics.accuracy(labels, np.asarray(kmeans.fit(KEY, x, 10).labels)) < 0.85
+
+
+def test_a_pure_function_of_its_key():
+    x, _ = rings(200)
+    near, start = neighbors.nearest(x, 10), graph_embedding.principal(x, 2)
+    a, b, c = (graph_embedding.fit(jax.random.key(s), near, start, epochs=20) for s in (0, 0, 1))
+    np.testing.assert_array_equal(a, b)
+    assert (np.asarray(a) != np.asarray(c)).any()
+
+
+def test_scale_and_offset_change_little():
+    x, labels = rings()
+    for wide in (x.astype(np.float64) * 1e-4 + 1e3, x * 1e8):
+        found = graph_embedding.cluster(KEY, wide, 4, n_neighbors=10)
+        assert metrics.accuracy(labels, np.asarray(found.labels)) > 0.9
+
+
+def test_principal_coordinates():
+    x = np.random.default_rng(0).normal(size=(200, 5)) * [10, 5, 3, 1, 0.1] + 7
+    found = np.asarray(graph_embedding.principal(jnp.asarray(x, jnp.float32), 3))
+    centred = x - x.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    np.testing.assert_allclose(np.abs(found), np.abs(centred @ axes.T), rtol=1e-2, atol=1e-2)
+
+
+def test_duplicates_end():
+    x = np.repeat(np.float32([[0, 0, 0], [5, 0, 0], [0, 9, 0]]), 30, axis=0)
+    found = graph_embedding.cluster(KEY, x, 3, dim=2, n_neighbors=8, n_layouts=1, epochs=100)
+    assert np.isfinite(found.points).all()
+    same = graph_embedding.cluster(KEY, np.ones((40, 3)), 2, dim=2, n_neighbors=5, epochs=10)
+    assert np.isfinite(same.points).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_clusters": 500}, "expected 1 <= n_clusters <= 400"),
+        ({"n_layouts": 0}, "expected n_init and max_iter >= 1"),
+        ({"n_neighbors": 0}, "expected dim and n_neighbors >= 1, found 10 and 0"),
+        ({"epochs": 0}, "expected epochs and negatives >= 1"),
+        ({"x": np.full((400, 3), np.nan)}, "expected finite x"),
+        ({"key": 0}, "expected one key"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {"key": KEY, "x": rings()[0], "n_clusters": 2} | change
+    with pytest.raises(ValueError, match=message) as error:
+        graph_embedding.cluster(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_neighbours_of_other_rows_are_refused():
+    x, _ = rings()
+    with pytest.raises(ValueError, match=r"expected neighbours \[50, k\], found \(400, 5\)"):
+        graph_embedding.fit(KEY, neighbors.nearest(x, 5), x[:50])
+
+
+# --- N2D
+
+
+SMALL = {"n_clusters": 10, "embed_dim": 10, "hidden": (128, 128, 512)}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset, labels = data.load("digits")
+    first = autoencoder.build(autoencoder.Config(**SMALL), dataset.x.shape[1:])
+    fitted = {"epochs": 60, "refresh_every": 0, "refresh_at_end": True}
+    pretrained = train.fit(KEY, first, dataset.x, **fitted).state
+    algorithm = n2d.build(n2d.Config(**SMALL, classifier_steps=1500), dataset.x.shape[1:])
+    state = n2d.warm_start(train.init(KEY, algorithm, dataset.x), pretrained)
+    state = train.fit(KEY, algorithm, dataset.x, epochs=0, state=state, refresh_at_end=True).state
+    return algorithm, state, dataset.x, labels, pretrained
+
+
+def test_n2d_on_digits(digits):
+    algorithm, state, x, labels, _ = digits
+    z, found = train.embed(algorithm, state, x)
+    assert metrics.accuracy(labels, found) > 0.85
+    assert metrics.accuracy(labels, np.asarray(kmeans.fit(KEY, z, 10).labels)) < metrics.accuracy(
+        labels, found
+    )
+
+
+def test_n2d_labels_new_rows(digits):
+    """Trap: a layout has no place for new rows, so that labels cannot be had for them."""
+    algorithm, state, x, _, _ = digits
+    _, all_labels = train.embed(algorithm, state, x)
+    _, few = train.embed(algorithm, state, x[100:140])
+    np.testing.assert_array_equal(few, all_labels[100:140])
+
+
+def test_n2d_keeps_the_code_of_the_autoencoder(digits):
+    algorithm, state, x, _, pretrained = digits
+    nets = autoencoder.build_nets(autoencoder.Config(**SMALL), x.shape[1:])
+    z = nets.encoder.apply(pretrained.params["encoder"], jnp.asarray(x))
+    np.testing.assert_allclose(algorithm.embed(state, jnp.asarray(x)), z, rtol=1e-4, atol=1e-4)
+
+
+def test_the_classifier_learns_the_posterior():
+    z = jax.random.normal(KEY, (500, 2))
+    posterior = jax.nn.one_hot((z[:, 0] > 0).astype(int) + 2 * (z[:, 1] > 0), 4)
+    net = networks.mlp((32, 4))
+    params = net.init(KEY, z)
+    learned = n2d.distil(KEY, net, params, z, posterior, 800)
+    found = jnp.argmax(net.apply(learned, z), axis=1)
+    assert float(jnp.mean(found == jnp.argmax(posterior, axis=1))) > 0.97
