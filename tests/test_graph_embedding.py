@@ -96,7 +96,7 @@ def test_neighbours_meet():
 
 def test_rings_are_told_apart():
     x, labels = rings()
-    found = graph_embedding.cluster(KEY, x, 4, n_neighbors=10)
+    found = graph_embedding.cluster(KEY, x, 4, n_neighbors=10, n_layouts=3)
     plain = metrics.accuracy(labels, np.asarray(kmeans.fit(KEY, x, 4).labels))
     assert metrics.accuracy(labels, np.asarray(found.labels)) > plain + 0.03
     assert found.points.shape == (400, 10) and found.posterior.shape == (400, 4)
@@ -106,7 +106,7 @@ def test_rings_are_told_apart():
 
 def test_digits_beat_kmeans_by_far():
     x, labels = load_digits(return_X_y=True)
-    found = graph_embedding.cluster(KEY, x, 10)
+    found = graph_embedding.cluster(KEY, x, 10, n_layouts=2)
     assert metrics.accuracy(labels, np.asarray(found.labels)) > 0.9
     assert metrics.accuracy(labels, np.asarray(kmeans.fit(KEY, x, 10).labels)) < 0.85
 
@@ -122,7 +122,7 @@ def test_a_pure_function_of_its_key():
 def test_scale_and_offset_change_little():
     x, labels = rings()
     for wide in (x.astype(np.float64) * 1e-4 + 1e3, x * 1e8):
-        found = graph_embedding.cluster(KEY, wide, 4, n_neighbors=10)
+        found = graph_embedding.cluster(KEY, wide, 4, n_neighbors=10, n_layouts=3)
         assert metrics.accuracy(labels, np.asarray(found.labels)) > 0.9
 
 
@@ -178,7 +178,9 @@ def digits():
     first = autoencoder.build(autoencoder.Config(**SMALL), dataset.x.shape[1:])
     fitted = {"epochs": 60, "refresh_every": 0, "refresh_at_end": True}
     pretrained = train.fit(KEY, first, dataset.x, **fitted).state
-    algorithm = n2d.build(n2d.Config(**SMALL, classifier_steps=1500), dataset.x.shape[1:])
+    algorithm = n2d.build(
+        n2d.Config(**SMALL, n_layouts=2, classifier_steps=1500), dataset.x.shape[1:]
+    )
     state = n2d.warm_start(train.init(KEY, algorithm, dataset.x), pretrained)
     state = train.fit(KEY, algorithm, dataset.x, epochs=0, state=state, refresh_at_end=True).state
     return algorithm, state, dataset.x, labels, pretrained

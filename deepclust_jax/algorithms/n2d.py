@@ -41,7 +41,7 @@ class Config:
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 0.2  # of SGD, as in algorithms/autoencoder.py
     n_neighbors: int = 20  # of each code
-    n_layouts: int = 3  # of which the likeliest is kept
+    n_layouts: int = 5  # of which the likeliest is kept
     layout_epochs: int = 300
     classifier: tuple[int, ...] = (256, 256)  # its hidden widths
     classifier_steps: int = 3000  # of 512 codes each

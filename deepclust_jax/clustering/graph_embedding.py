@@ -51,7 +51,7 @@ def cluster(
     *,
     dim: int = 10,
     n_neighbors: int = 20,
-    n_layouts: int = 3,
+    n_layouts: int = 5,
     epochs: int = 300,
 ) -> Clustered:
     """A Gaussian mixture with full covariances on points for the rows. [n, d] -> Clustered.
