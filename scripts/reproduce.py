@@ -30,7 +30,7 @@ README = ROOT / "README.md"
 Row = Literal[
     "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec",
     "vade", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "n2d", "autoencoder-float32",
-    "dcn-float32",
+    "dcn-float32", "n2d-float32",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
