@@ -23,19 +23,6 @@ def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None)
     return batch._replace(x=jax.vmap(augment)(keys, batch.x), clean=batch.x)
 
 
-def pair(
-    key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None
-) -> tuple[Array, Array]:
-    """Two views of every row: the row and its partner, each changed by a draw of its own. Where
-    there are no partners both are of the row itself. -> [b, ...] twice."""
-    partner = batch.x if batch.partner is None else batch.partner
-    if augment is None:
-        return batch.x, partner
-    keys = jax.random.split(key, (2, batch.x.shape[0]))
-    one, other = (jax.vmap(augment)(*each) for each in zip(keys, (batch.x, partner), strict=True))
-    return one, other
-
-
 def clean(batch: Batch) -> Array:
     """The rows of a batch without augmentation. -> [b, ...]."""
     return batch.x if batch.clean is None else batch.clean

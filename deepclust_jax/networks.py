@@ -134,8 +134,7 @@ def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params
     The code is linear and so is what the decoder does with it first, so that the matrix goes into
     the last layer of the one and its inverse into the first layer of the other.
     """
-    layers = [name for name in encoder["params"] if name.startswith("Dense_")]
-    last = max(layers, key=lambda name: int(name.removeprefix("Dense_")))
+    last = _last_layer(encoder)
     times = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     coded = {name: times(leaf, matrix) for name, leaf in encoder["params"][last].items()}
     kernel = times(jnp.linalg.inv(matrix), decoder["params"]["Dense_0"]["kernel"])
@@ -146,10 +145,15 @@ def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params
     )
 
 
+def _last_layer(encoder: Params) -> str:
+    """Name of the linear layer that makes the code."""
+    layers = [name for name in encoder["params"] if name.startswith("Dense_")]
+    return max(layers, key=lambda name: int(name.removeprefix("Dense_")))
+
+
 def with_more_outputs(encoder: Params, wider: Params) -> Params:
     """The encoder with the further outputs of a wider one of else the same shape."""
-    layers = [name for name in encoder["params"] if name.startswith("Dense_")]
-    last = max(layers, key=lambda name: int(name.removeprefix("Dense_")))
+    last = _last_layer(encoder)
     joined = {
         name: jnp.concatenate([leaf, wider["params"][last][name][..., leaf.shape[-1] :]], axis=-1)
         for name, leaf in encoder["params"][last].items()

@@ -74,15 +74,8 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
-    """Share of the variance of the batch that the reconstruction leaves unexplained. -> [].
-
-    The metric `reconstruction` is the squared error summed over features, mean over rows.
-    """
-    del state, key, config
-    z = nets.encoder.apply(params["encoder"], batch.x)
-    x_hat = nets.decoder.apply(params["decoder"], z)
-    error = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
-    return error / losses.total_variance(batch.x, batch.mask), {"reconstruction": error}
+    """That of the autoencoder: the share of the variance left unexplained. -> [], metrics."""
+    return autoencoder.loss(params, state, batch, key, nets=nets, config=config)
 
 
 def distil(

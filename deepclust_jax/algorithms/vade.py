@@ -100,19 +100,16 @@ def loss(
     mean, log_variance = encode(params, batch.x, nets)
     z = mean + jnp.exp(0.5 * log_variance) * _noise(key, mean.shape)
     decoded = nets.decoder.apply(params["decoder"], z)
-    if config.likelihood == "bernoulli":
-        error = losses.binary_cross_entropy(batch.x, decoded)
-        x_hat = jax.nn.sigmoid(decoded)
-        cost = losses.masked_mean(error, batch.mask)
+    is_bernoulli = config.likelihood == "bernoulli"
+    x_hat = jax.nn.sigmoid(decoded) if is_bernoulli else decoded
+    error = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
+    if is_bernoulli:
+        cost = losses.masked_mean(losses.binary_cross_entropy(batch.x, decoded), batch.mask)
     else:
-        x_hat = decoded
-        n_features = np.prod(batch.x.shape[1:])
-        error = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
         floor = 1e-6 * losses.total_variance(batch.x, batch.mask)
-        cost = 0.5 * n_features * jnp.log(error + floor)
+        cost = 0.5 * np.prod(batch.x.shape[1:]) * jnp.log(error + floor)
     apart = losses.masked_mean(divergence(mean, log_variance, z, prior(params)), batch.mask)
-    squared = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
-    return cost + apart, {"reconstruction": squared, "divergence": apart}
+    return cost + apart, {"reconstruction": error, "divergence": apart}
 
 
 def divergence(mean: Array, log_variance: Array, z: Array, prior: mixture.Mixture) -> Array:
