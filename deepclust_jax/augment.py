@@ -1,4 +1,5 @@
-"""Random changes of one row, (key, x) -> x; `batch` applies one to all rows of a batch.
+"""Random changes of one row, (key, x) -> x; `batch` applies one to all rows of a batch, `pair` to
+two views of each.
 
 Images are [h, w, c]. Nothing here knows labels, and nothing changes a shape.
 """
@@ -18,9 +19,21 @@ def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None)
     """
     if augment is None:
         return batch
-    # Keys by place in the batch: padding changes no other row's draw.
-    keys = jax.random.split(key, batch.x.shape[0])
-    return batch._replace(x=jax.vmap(augment)(keys, batch.x), clean=batch.x)
+    return batch._replace(x=_each(key, batch.x, augment), clean=batch.x)
+
+
+def pair(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None) -> Batch:
+    """The batch with a second view of every row as its `partner`, both changed independently.
+
+    The second view is of the row's neighbour, or of the row itself where there are no neighbours.
+    The rows as they were stay in `clean`, as in `batch`.
+    """
+    one_key, other_key = jax.random.split(key)
+    other = batch.x if batch.partner is None else batch.partner
+    if augment is None:
+        return batch._replace(partner=other)
+    one = _each(one_key, batch.x, augment)
+    return batch._replace(x=one, clean=batch.x, partner=_each(other_key, other, augment))
 
 
 def clean(batch: Batch) -> Array:
@@ -77,6 +90,12 @@ def noise(key: Key, x: Array, *, scale: float = 0.1) -> Array:
 def mask(key: Key, x: Array, *, rate: float = 0.2) -> Array:
     """The row with each feature set to 0 with probability `rate`, in 0..1."""
     return jnp.where(jax.random.bernoulli(key, rate, x.shape), 0.0, x)
+
+
+def _each(key: Key, x: Array, augment: Callable[[Key, Array], Array]) -> Array:
+    """Every row changed by a draw of its own."""
+    # Keys by place in the batch: padding changes no other row's draw.
+    return jax.vmap(augment)(jax.random.split(key, x.shape[0]), x)
 
 
 def _sample(x: Array, row: Array, column: Array) -> Array:

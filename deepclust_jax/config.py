@@ -52,17 +52,20 @@ class Data:
 class Method:
     """How it is clustered."""
 
-    method: Literal["autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d"] = "dcn"
-    """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code. The
-    others: network and centroids trained together; dec without a decoder, vade with a mixture of
-    Gaussians."""
+    method: Literal[
+        "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max"
+    ] = "dcn"
+    """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
+    contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
+    heads on these features that agree on such pairs. The others: network and centroids trained
+    together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
     augment: Literal["none", "affine"] = "none"
-    """Random rotation and shift of images while the method trains; the autoencoder that starts it
-    is trained on the images as they are."""
+    """Random rotation and shift of images while the method trains, for contrastive also scale and
+    shear; the autoencoder that starts a method is trained on the images as they are."""
 
     weight: float | None = None
     """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
@@ -76,22 +79,34 @@ class Method:
     """Inverse temperature of the soft assignment (dkm); with --pretrain-epochs 0 the first value
     of a schedule that raises it every 5 epochs, as in the paper."""
 
+    objective: Literal["information", "agreement", "invariance"] | None = None
+    """Loss of info_max: that of IIC, SCAN or IMSAT."""
+
+    sizes: Literal["free", "even", "prior"] | None = None
+    """Sizes of clusters while centroids are trained (dcn, dkm, dec, idec). None: free. even: equal
+    in a batch, by Sinkhorn; prior: large clusters draw more rows."""
+
+    resets: int | None = None
+    """Epochs between resets in BRB's manner, of the same methods: weights of the encoder become 0.8
+    of themselves and 0.2 of fresh ones, then k-means. None: never."""
+
     likelihood: Literal["gaussian", "bernoulli"] | None = None
     """Of the rows given the code (vade); bernoulli is for rows in 0..1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The autoencoder."""
+    """The encoder, and the decoder of an autoencoder."""
 
     network: Literal["mlp", "conv"] = "mlp"
     """Perceptron, or convolutions for images."""
 
-    hidden: tuple[int, ...] = (500, 500, 2000)
-    """Widths of the encoder's hidden layers (mlp); the decoder mirrors them."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
+    of contrastive and info_max 512 512."""
 
-    embed_dim: int = 10
-    """Width of the code."""
+    embed_dim: int | None = None
+    """Width of the code. None: 10, of contrastive and info_max 64."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -103,7 +118,8 @@ class Training:
     """How long and how fast."""
 
     pretrain_epochs: int | None = None
-    """Epochs of the autoencoder that starts a method; 0 starts from random weights."""
+    """Epochs of the autoencoder, or of the contrastive features, that start a method; 0 starts from
+    random weights."""
 
     epochs: int | None = None
     """Epochs of the method itself; n2d has none beside those of its autoencoder."""
@@ -115,7 +131,7 @@ class Training:
     """Of the method itself: SGD for autoencoder, n2d and the paper's dec, else Adam."""
 
     pretrain_learning_rate: float | None = None
-    """Of the SGD of the autoencoder that starts a method."""
+    """Of the autoencoder's SGD, or the contrastive Adam, that starts a method."""
 
     decay: float | None = None
     """Share of each phase, at its end, over which the learning rate falls to 0; 0 to 1."""
@@ -164,14 +180,25 @@ class Options:
 # algorithms/autoencoder.py); the others, their papers, dec and idec for the 20,000 steps that 73
 # epochs are on MNIST. The practical autoencoder has more than half of its training in epochs times
 # rate: 60 times 0.2, where the paper's has 300 times 0.067.
-_AUTOENCODER = {"epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"}
+_NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
+_AUTOENCODER = {
+    **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
+}  # fmt: skip
+_PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
+_PRETRAINED_PAIRS = {
+    "pretrain_epochs": 40,
+    "pretrain_learning_rate": _PAIRS["learning_rate"],
+    "objective": "information",
+}
 _PRETRAINED = {  # the same, so that one autoencoder serves all methods
+    **_NETWORK,
     "pretrain_epochs": _AUTOENCODER["epochs"],
     "pretrain_learning_rate": _AUTOENCODER["learning_rate"],
     "decay": _AUTOENCODER["decay"],
     "metric": _AUTOENCODER["metric"],
 }
 _PRETRAINED_PAPER = {
+    **_NETWORK,
     "pretrain_epochs": 50,
     "pretrain_learning_rate": 0.067,
     "decay": 0.0,
@@ -187,9 +214,12 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "idec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.5},
         "vade": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-3, "likelihood": "gaussian"},
         "n2d": {**_PRETRAINED, "epochs": 0, "learning_rate": _AUTOENCODER["learning_rate"]},
+        "contrastive": {**_PAIRS, "epochs": 40},
+        "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
     },
     "paper": {
         "autoencoder": {
+            **_NETWORK,
             "epochs": 300,
             "learning_rate": 0.067,
             "decay": 0.0,
@@ -217,6 +247,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "epochs": 0,
             "learning_rate": 0.067,
         },
+        "contrastive": {**_PAIRS, "epochs": 1000},
+        "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
     },
 }
 
@@ -224,8 +256,10 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # Few rows make short epochs: where the number of epochs is left open, the practical profile takes
 # at least so many steps, just below those of 60 and 20 epochs on the 9,298 rows of USPS. On digits
 # 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
-_LEAST_STEPS = {"autoencoder": 2000, "joint": 700}
+# Contrastive features of the same rows still gain from 40 epochs to 100.
+_LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700}
 
+_WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _OF_PRETRAINING = ("pretrain_learning_rate", "metric")
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
 
@@ -340,6 +374,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
     defaults = PROFILES[options.method.profile][method]
+    if method in _WITH_CENTROIDS:
+        defaults = defaults | {"sizes": None, "resets": None}
     if options.training.pretrain_epochs == 0:
         defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
         if method == "dkm":
@@ -348,8 +384,10 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             defaults |= {"epochs": _AUTOENCODER["epochs"]}
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
-    for name in ("metric", "weight", "alpha", "likelihood"):
+    for name in ("metric", "weight", "alpha", "objective", "sizes", "resets", "likelihood"):
         groups |= _filled(options, "method", name, defaults, method, groups)
+    for name in ("hidden", "embed_dim"):
+        groups |= _filled(options, "network", name, defaults, method, groups)
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
@@ -384,8 +422,10 @@ def _lengthened(given: Options, options: Options, n_rows: int) -> Training:
     """The schedule with as many epochs as make the least number of steps, but for those given."""
     training = options.training
     steps = -(-n_rows // min(training.batch_size, n_rows))
-    joint = "autoencoder" if options.method.method == "autoencoder" else "joint"
-    for name, kind in (("pretrain_epochs", "autoencoder"), ("epochs", joint)):
+    method = options.method.method
+    start = "contrastive" if method == "info_max" else "autoencoder"
+    own = method if method in _LEAST_STEPS else "joint"
+    for name, kind in (("pretrain_epochs", start), ("epochs", own)):
         epochs = getattr(training, name)
         if epochs and getattr(given.training, name) is None:
             least = -(-_LEAST_STEPS[kind] // steps)
@@ -397,7 +437,7 @@ def _check_ranges(options: Options) -> None:
     flat = flatten(options)
     if flat["n_clusters"] is not None and flat["n_clusters"] < 2:
         raise ConfigError(f"expected --n-clusters >= 2, found {flat['n_clusters']}")
-    for name in ("limit", "embed_dim", "batch_size", "seeds"):
+    for name in ("limit", "embed_dim", "batch_size", "seeds", "resets"):
         if flat[name] is not None and flat[name] < 1:
             raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
     for name in ("epochs", "pretrain_epochs", "weight", "alpha", "seed"):
@@ -431,7 +471,7 @@ def _as_arguments(values: dict[str, Any]) -> list[str]:
 def _description() -> str:
     """The text above the options in --help, with the table of defaults by method."""
     lines = ["Cluster data with a trained network, over several seeds. Where an option says None:"]
-    names = (*_SCHEDULE, "metric", "weight", "alpha", "likelihood")
+    names = (*_SCHEDULE, "metric", "weight", "alpha", "objective", "likelihood")
     for profile, methods in PROFILES.items():
         for method, values in methods.items():
             given = {n.replace("_", "-"): values[n] for n in names if n in values}
@@ -441,7 +481,7 @@ def _description() -> str:
             lines.append(f"{profile} {method}: {shown}")
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
-        f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder and {_LEAST_STEPS['joint']:,} of "
-        "joint training."
+        f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
+        f"of contrastive features and {_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

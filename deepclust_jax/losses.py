@@ -13,6 +13,9 @@ import numpy as np
 
 from deepclust_jax.types import Array
 
+SIZES = ("free", "even", "prior")  # how a batch is assigned; see `prices`
+_SINKHORN = 100  # iterations
+
 
 def masked_mean(per_example: Array, mask: Array) -> Array:
     """Mean over the rows that count. [b], [b] of 0/1 -> []; 0 where no row counts."""
@@ -54,22 +57,79 @@ def squared_distances(z: Array, centroids: Array) -> Array:
     return jnp.sum((z[:, None, :] - centroids[None, :, :]) ** 2, axis=-1)
 
 
+def prices(sqdist: Array, mask: Array, width: int, sizes: str, frequency: Array) -> Array:
+    """What to add to squared distances [b, k] so that clusters get their sizes. -> [k].
+
+    A row belongs to the cluster with the lowest sum of distance and price. In a mixture of
+    Gaussians of one variance s in all `width` dimensions the price is -2 s log(share of the
+    cluster), with s from the distances to the nearest centroid. No gradient passes. `sizes` says
+    which shares are meant:
+
+    - "free": prices of 0, every row to its nearest centroid;
+    - "prior": the shares are `frequency` [k], which sum to 1;
+    - "even": shares for which the soft sizes in the batch are equal, by Sinkhorn's iterations in
+      the domain of logarithms (Caron et al. 2020, SwAV, eq. 3; Asano et al. 2020).
+    """
+    if sizes == "free":
+        return jnp.zeros(sqdist.shape[1])
+    sqdist = jax.lax.stop_gradient(sqdist)
+    nearest = masked_mean(jnp.min(sqdist, axis=1), mask)
+    temperature = jnp.maximum(2.0 * nearest / width, 1e-12)
+    if sizes == "prior":
+        log_shares = jnp.log(jnp.maximum(jax.lax.stop_gradient(frequency), 1e-6))
+        return -temperature * (log_shares - jnp.max(log_shares))
+    return -temperature * _even_log_shares(-sqdist / temperature, mask)
+
+
+def check_sizes(sizes: str) -> None:
+    """Raise ValueError for sizes that `prices` does not know."""
+    if sizes not in SIZES:
+        raise ValueError(f"expected sizes {', '.join(SIZES)}, found {sizes!r}")
+
+
+def even_shares(scores: Array, mask: Array) -> Array:
+    """Shares proportional to exp(scores) times what makes the sizes of the clusters in the batch
+    equal, by Sinkhorn's iterations. [b, k], [b] of 0/1 -> [b, k], rows sum to 1."""
+    return jax.nn.softmax(scores + _even_log_shares(scores, mask)[None, :], axis=1)
+
+
+def _even_log_shares(scores: Array, mask: Array) -> Array:
+    """What to add to scores [b, k] for equal sizes; at most 0. -> [k]."""
+    # In the domain of logarithms: exp of scores over a low temperature is 0 or overflows.
+    log_mask = jnp.where(mask > 0, 0.0, -jnp.inf)
+
+    def even(_, log_shares):
+        log_p = jax.nn.log_softmax(scores + log_shares[None, :], axis=1)
+        size = jax.nn.logsumexp(log_p + log_mask[:, None], axis=0)
+        log_shares = log_shares - size
+        return log_shares - jnp.max(log_shares)
+
+    return jax.lax.fori_loop(0, _SINKHORN, even, jnp.zeros(scores.shape[1]))
+
+
 def to_own_centroid(z: Array, centroids: Array, labels: Array) -> Array:
     """Squared distance to a given centroid (DCN, eq. 4). [b, d], [k, d], [b] int -> [b]."""
     return jnp.sum((z - centroids[labels]) ** 2, axis=-1)
 
 
 def soft_kmeans(
-    z: Array, centroids: Array, alpha: Array | float, *, clean: Array | None = None
+    z: Array,
+    centroids: Array,
+    alpha: Array | float,
+    *,
+    clean: Array | None = None,
+    price: Array | None = None,
 ) -> Array:
     """Squared distance weighted by a softmin over clusters (DKM, eq. 3). [b, d], [k, d] -> [b].
 
     `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, infinity is k-means.
     Where `z` are codes of augmented rows, `clean` [b, d] are those of the rows as they were, and
-    the weights are theirs: fixed targets, without a gradient.
+    the weights are theirs: fixed targets, without a gradient. `price` [k] is added to the distances
+    that the weights come from; see `prices`.
     """
     sqdist = squared_distances(z, centroids)
     by = sqdist if clean is None else squared_distances(clean, centroids)
+    by = by if price is None else by + price[None, :]
     weights = jax.nn.softmax(-alpha * by, axis=-1)  # subtracts the row's largest exponent
     if clean is not None:
         # Between two clusters the gradient of a weight is alpha times a difference of distances,
@@ -108,6 +168,11 @@ def binary_cross_entropy(x: Array, logits: Array) -> Array:
     return jnp.sum(cost, axis=tuple(range(1, x.ndim)))
 
 
+def unit_length(z: Array) -> Array:
+    """Codes over their length. [n, d] -> [n, d]; a code of zeros stays, and has a gradient."""
+    return z / jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True) + 1e-12)
+
+
 def contrast(one: Array, other: Array, mask: Array, temperature: float) -> Array:
     """NT-Xent: how hard each view of a row is to tell from the views of all other rows, nats, mean
     of its two views (Chen et al. 2020, eq. 1). [b, d], [b, d], [b] of 0/1 -> [b].
@@ -116,9 +181,7 @@ def contrast(one: Array, other: Array, mask: Array, temperature: float) -> Array
     from.
     """
     b = one.shape[0]
-    views = jnp.concatenate([one, other])
-    length = jnp.sqrt(jnp.sum(views**2, axis=-1, keepdims=True) + 1e-12)
-    views = views / length
+    views = unit_length(jnp.concatenate([one, other]))
     scores = jnp.dot(views, views.T) / temperature
     is_other = (jnp.concatenate([mask, mask]) > 0)[None, :] & ~jnp.eye(2 * b, dtype=bool)
     # The own partner stays, so that a row without others has a finite loss of 0.

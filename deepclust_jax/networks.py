@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,9 +30,11 @@ def _kernel_init(variance: float) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(variance, "fan_in", "uniform")
 
 
-def _dense(width: int, precision: str, variance: float = _WIDE) -> nn.Module:
+def _dense(
+    width: int, precision: str, variance: float = _WIDE, *, use_bias: bool = True
+) -> nn.Module:
     dot_general = bfloat16.dot_general if precision == "bfloat16" else None
-    return nn.Dense(width, kernel_init=_kernel_init(variance), dot_general=dot_general)
+    return nn.Dense(width, use_bias, kernel_init=_kernel_init(variance), dot_general=dot_general)
 
 
 class _MLP(nn.Module):
@@ -75,6 +78,41 @@ class _ConvDecoder(nn.Module):
         return x[:, :height, :width, :]  # three doublings may overshoot by a few pixels
 
 
+class _Normalised(nn.Module):
+    """An encoder, a perceptron where `widths` has hidden layers and else convolutions."""
+
+    widths: tuple[int, ...]
+    precision: str
+    is_conv: bool
+
+    @nn.compact
+    def __call__(self, x, mask, use_statistics):
+        def normalised(x):
+            # Momentum 0: what it keeps are the statistics of the rows it saw last.
+            norm = nn.BatchNorm(use_statistics, momentum=0.0, use_fast_variance=False)
+            counts = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1)) > 0
+            return nn.relu(norm(x, mask=counts))
+
+        # No bias before a normalisation, which takes it away again: its gradient would be rounding,
+        # which Adam makes as large as any.
+        if self.is_conv:
+            for features, size in ((32, 5), (64, 5), (128, 3)):
+                x = normalised(nn.Conv(features, (size, size), strides=2, use_bias=False)(x))
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths[:-1]:
+            x = normalised(_dense(width, self.precision, use_bias=False)(x))
+        return _dense(self.widths[-1], self.precision)(x)
+
+
+class Normalised(NamedTuple):
+    """A network with batch normalisation as pure functions."""
+
+    init: Callable[..., Params]  # (key, x) -> params
+    apply: Callable[..., Array]  # (params, x, mask=None) -> output; by the rows that count
+    measure: Callable[[Params, Array], Params]  # (params, x) -> statistics of the layers for x
+    fixed: Callable[[Params, Params, Array], Array]  # (params, statistics, x) -> output; by those
+
+
 def _network(module: nn.Module) -> Network:
     return Network(init=lambda key, *example: module.init(key, *example), apply=module.apply)
 
@@ -114,18 +152,50 @@ def autoencoder(
     Raises:
         ValueError: unknown kind, or "conv" for rows that are no images.
     """
+    _check_kind(kind, shape, precision)
     if kind == "conv":
-        if len(shape) != 3:
-            raise ValueError(f"expected rows [h, w, c] for a conv network, found {list(shape)}")
-        if precision != "float32":
-            raise ValueError("expected precision float32 for a conv network, found " + precision)
         return conv_encoder(embed_dim), conv_decoder(tuple(shape))
-    if kind != "mlp":
-        raise ValueError(f"expected network 'mlp' or 'conv', found {kind!r}")
     encoder = mlp((*hidden, embed_dim), precision=precision)
     flat = mlp((*reversed(hidden), math.prod(shape)), precision=precision)
     decoder = Network(flat.init, lambda params, z: flat.apply(params, z).reshape(-1, *shape))
     return encoder, decoder
+
+
+def normalised_encoder(
+    kind: str,
+    shape: tuple[int, ...],
+    hidden: Sequence[int],
+    embed_dim: int,
+    *,
+    precision: str = "float32",
+) -> Normalised:
+    """An encoder with batch normalisation after each hidden layer. [b, *shape] -> [b, embed_dim].
+
+    Statistics are those of the batch, without its padding; no running means. `measure` takes those
+    of given rows, all at once, and with them a row has a code of its own.
+
+    Raises:
+        ValueError: as `autoencoder`.
+    """
+    _check_kind(kind, shape, precision)
+    widths = (embed_dim,) if kind == "conv" else (*hidden, embed_dim)
+    module = _Normalised(widths, precision, kind == "conv")
+
+    def init(key, x):
+        return {"params": module.init(key, x, None, False)["params"]}
+
+    def train(params, x, mask):
+        return module.apply(params, x, mask, False, mutable=["batch_stats"])
+
+    def fixed(params, statistics, x):
+        return module.apply(params | statistics, x, None, True)
+
+    return Normalised(
+        init,
+        lambda params, x, mask=None: train(params, x, mask)[0],
+        lambda params, x: train(params, x, None)[1],
+        fixed,
+    )
 
 
 def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params, Params]:
@@ -134,7 +204,7 @@ def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params
     The code is linear and so is what the decoder does with it first, so that the matrix goes into
     the last layer of the one and its inverse into the first layer of the other.
     """
-    last = _last_layer(encoder)
+    last = last_layer(encoder)
     times = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     coded = {name: times(leaf, matrix) for name, leaf in encoder["params"][last].items()}
     kernel = times(jnp.linalg.inv(matrix), decoder["params"]["Dense_0"]["kernel"])
@@ -145,7 +215,7 @@ def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params
     )
 
 
-def _last_layer(encoder: Params) -> str:
+def last_layer(encoder: Params) -> str:
     """Name of the linear layer that makes the code."""
     layers = [name for name in encoder["params"] if name.startswith("Dense_")]
     return max(layers, key=lambda name: int(name.removeprefix("Dense_")))
@@ -153,7 +223,7 @@ def _last_layer(encoder: Params) -> str:
 
 def with_more_outputs(encoder: Params, wider: Params) -> Params:
     """The encoder with the further outputs of a wider one of else the same shape."""
-    last = _last_layer(encoder)
+    last = last_layer(encoder)
     joined = {
         name: jnp.concatenate([leaf, wider["params"][last][name][..., leaf.shape[-1] :]], axis=-1)
         for name, leaf in encoder["params"][last].items()
@@ -179,6 +249,16 @@ def apply_in_blocks(
         return flat
     head = (n_blocks - 1) * block
     return jnp.concatenate([flat[:head], flat[head + overlap :]])
+
+
+def _check_kind(kind: str, shape: tuple[int, ...], precision: str) -> None:
+    if kind not in ("mlp", "conv"):
+        raise ValueError(f"expected network 'mlp' or 'conv', found {kind!r}")
+    if kind == "conv" and len(shape) != 3:
+        raise ValueError(f"expected rows [h, w, c] for a conv network, found {list(shape)}")
+    if kind == "conv" and precision != "float32":
+        raise ValueError("expected precision float32 for a conv network, found " + precision)
+    _check_precision(precision)
 
 
 def _check_precision(precision: str) -> None:

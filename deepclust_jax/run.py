@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepclust_jax import augment, checkpoint, config, train
-from deepclust_jax.algorithms import autoencoder, dcn, dec, dkm, n2d, vade
-from deepclust_jax.types import Algorithm, Key, State
+from deepclust_jax import augment, checkpoint, config, resets, stream, train
+from deepclust_jax.algorithms import autoencoder, contrastive, dcn, dec, dkm, info_max, n2d, vade
+from deepclust_jax.clustering import neighbors
+from deepclust_jax.types import Algorithm, Array, Key, State
 
 METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
-    "n2d": n2d,
+    "n2d": n2d, "contrastive": contrastive, "info_max": info_max,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -29,6 +30,11 @@ PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 
 _SAVE_EVERY = 60.0  # seconds between checkpoints
+_PARTNERS = 5  # neighbours of a row that a partner is drawn from
+
+# Of the views of a pair: wider than `augment.affine` has it by default, which the other methods
+# take. Chosen with the loss on pairs for all data sets.
+_WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 
 
 class Phase(NamedTuple):
@@ -40,6 +46,7 @@ class Phase(NamedTuple):
     epochs: int
     refresh_every: int  # as in `train.fit`
     cluster: bool  # refresh once more at the end: the k-means of an autoencoder
+    pairs: str = ""  # of neighbours by what, if it trains on pairs: "rows", or "features" before
 
 
 class Trained(NamedTuple):
@@ -110,10 +117,19 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         algorithm = autoencoder.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True)
 
+    def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
+        own = contrastive.Config(**common, learning_rate=rate)
+        optimizer = optax.adam(falling(rate, epochs))
+        change = _WIDE if method.augment == "affine" else None
+        algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
+        return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
+
+    if method.method == "contrastive":
+        return [contrastive_phase("train", training.learning_rate, training.epochs)]
     if method.method == "autoencoder":
         return [encoder_phase("train", training.learning_rate, training.epochs, change)]
     own = {"learning_rate": training.learning_rate}
-    for name in ("weight", "likelihood"):
+    for name in ("weight", "likelihood", "objective", "sizes"):
         if getattr(method, name) is not None:
             own[name] = getattr(method, name)
     if method.method == "dkm":
@@ -125,17 +141,24 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     rate = falling(training.learning_rate, training.epochs)
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
+    if method.method == "info_max" and change is not None:
+        change = _WIDE
     if method.method == "n2d":
         optimizer = autoencoder.sgd(rate, autoencoder.Config())
     algorithm = module.build(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change
     )
-    is_n2d = method.method == "n2d"  # clustered once, at the end
-    joint = Phase("train", 1, algorithm, training.epochs, 0 if is_n2d else 1, is_n2d)
-    if training.pretrain_epochs == 0:
-        return [joint]
+    if method.resets is not None:
+        algorithm = resets.around(algorithm, every=method.resets)
+    at_end = method.method in ("n2d", "info_max")  # clustered once
+    joint = Phase("train", 1, algorithm, training.epochs, 0 if at_end else 1, at_end)
     rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs
-    return [encoder_phase("pretrain", rate, epochs), joint]
+    if method.method == "info_max":
+        joint = joint._replace(pairs="features" if epochs else "rows")
+    if epochs == 0:
+        return [joint]
+    start = contrastive_phase if method.method == "info_max" else encoder_phase
+    return [start("pretrain", rate, epochs), joint]
 
 
 def checkpoint_bytes(options: config.Options, shape: tuple[int, ...]) -> int:
@@ -168,6 +191,7 @@ def execute(
     folder: Path | None = None,
     seeds: Sequence[int] | None = None,
     pretrained: State | None = None,
+    near: Any = None,
     on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """Train all seeds on rows x [n, ...].
@@ -178,10 +202,12 @@ def execute(
         folder: where checkpoints are kept and, if there are some, gone on from. None keeps none.
         seeds: which seeds to train; None: the first `--seeds`.
         pretrained: states [S] of a finished autoencoder phase, to be used instead of training one.
+        near: what `partners` finds for the rows, where it is known already.
         on_epoch: called after every epoch.
 
     Raises:
-        ConfigError: `pretrained` for a method that has no pretraining, or unresolved options.
+        ConfigError: `pretrained` for a method that has no pretraining, or unresolved options; or
+            a method on pairs for rows too many to be held at once.
         Diverged: see `train.fit`; the message names the phase and its option.
         CheckpointError: a checkpoint that is needed is damaged, or is of other seeds.
     """
@@ -206,10 +232,18 @@ def execute(
         store = None if folder is None else folder / phase.name
         seconds[phase.name], done = _so_far(store, phase, made)
         compile_seconds[phase.name] = 0.0
-        begun = i == 0 and len(todo) == 2 and _begun(folder, todo[1])
+        # The partners of pairs by features come from the start, also where training goes on.
+        is_needed = i == 0 and len(todo) == 2 and todo[1].pairs == "features"
+        begun = i == 0 and len(todo) == 2 and not is_needed and _begun(folder, todo[1])
         if not (done or begun):
+            begin = time.perf_counter()
+            if phase.pairs == "rows":
+                found = partners(x) if near is None else near
+            else:
+                found = partners_by_features(*start, x) if phase.pairs else None
+            seconds[phase.name] += time.perf_counter() - begin
             fitted = _train(
-                phase, keys, x, options, state, store, seconds[phase.name], made, on_epoch
+                phase, keys, x, found, options, state, store, seconds[phase.name], made, on_epoch
             )
             state = fitted.state
             seconds[phase.name] += fitted.seconds
@@ -228,6 +262,26 @@ def execute(
         if i < len(todo) - 1:
             start = phase.algorithm, state
     return Trained(todo[-1].algorithm, state, seconds, compile_seconds, start)
+
+
+def partners(x: Any) -> Array:
+    """The rows that may be the partner of each of the rows x [n, ...]: its nearest. -> [n, 5].
+
+    Raises:
+        ConfigError: the rows are too many to be held at once.
+    """
+    rows = stream.sample(x)
+    if len(rows) < x.shape[0]:
+        raise config.ConfigError(
+            f"expected rows that fit in memory, whose neighbours can be found, found {x.shape[0]:,}"
+            f"; use --limit {len(rows)}"
+        )
+    return _nearest(rows.reshape(len(rows), -1))
+
+
+def partners_by_features(algorithm: Algorithm, state: State, x: Any) -> Array:
+    """The same by the features of each state [S, ...]. -> [S, n, 5]."""
+    return jnp.stack([_nearest(z) for z in train.embed(algorithm, state, x)[0]])
 
 
 def load_state(store: Path, phase: Phase, keys: Key, row: Sequence[int]) -> State:
@@ -338,8 +392,13 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
-    if network.network == "conv" and tuple(network.hidden) != config.Network().hidden:
+    usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
+    if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+
+
+def _nearest(rows: Any) -> Array:
+    return neighbors.nearest(rows, min(_PARTNERS, len(rows) - 1)).index
 
 
 def _check_unit_range(x: Any) -> None:
@@ -360,7 +419,7 @@ def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(rate), line], [steps - last])
 
 
-def _train(phase, keys, x, options, before, store, seconds, made, on_epoch) -> train.Fit:
+def _train(phase, keys, x, near, options, before, store, seconds, made, on_epoch) -> train.Fit:
     """Train one phase from its newest checkpoint, or from the state of the phase before it."""
     batch_size = options.training.batch_size
     phase_keys = own_keys(phase, keys)
@@ -369,7 +428,10 @@ def _train(phase, keys, x, options, before, store, seconds, made, on_epoch) -> t
     else:
         state = train.init(phase_keys, phase.algorithm, x, batch_size=batch_size)
         if before is not None:
-            state = jax.vmap(METHODS[options.method.method].warm_start)(state, before)
+            warm_start = METHODS[options.method.method].warm_start
+            if options.method.resets is not None:
+                warm_start = resets.around_start(warm_start)
+            state = jax.vmap(warm_start)(state, before)
     try:
         return train.fit(
             phase_keys,
@@ -377,6 +439,7 @@ def _train(phase, keys, x, options, before, store, seconds, made, on_epoch) -> t
             x,
             epochs=phase.epochs,
             batch_size=batch_size,
+            neighbors=near,
             state=state,
             refresh_every=phase.refresh_every,
             refresh_at_end=phase.cluster,

@@ -62,8 +62,9 @@ def fit(
         x: rows: a NumPy or JAX array, or anything with `shape` and `x[array of indices]`.
         epochs: passes over the data, counted from the start of training, not from `state`.
         batch_size: rows per step; the last batch of an epoch is padded and masked.
-        neighbors: row numbers [n, m]; each row of a batch comes with one of its m neighbours, drawn
-            anew in every epoch, as `batch.partner`. None: no partners.
+        neighbors: row numbers [n, m], or [S, n, m] for each of S keys its own; each row of a batch
+            comes with one of its m neighbours, drawn anew in every epoch, as `batch.partner`. None:
+            no partners.
         state: where to go on from (a warm start, or the state of a run that stopped); the number
             of its steps decides the epoch. None starts from `algorithm.init`.
         refresh_every: epochs between calls of `algorithm.refresh`, which comes first in an epoch;
@@ -83,6 +84,9 @@ def fit(
     """
     _check(key, x, epochs, batch_size, neighbors)
     keys = key[None] if key.ndim == 0 else key
+    if neighbors is not None:
+        shape = (len(keys), *neighbors.shape[-2:])
+        neighbors = jnp.broadcast_to(jnp.asarray(neighbors, jnp.int32), shape)
     batch_size = min(batch_size, x.shape[0])
     steps = -(-x.shape[0] // batch_size)
     if state is None:
@@ -241,7 +245,7 @@ def _embed_one(algorithm: Algorithm, state: State, x: Array) -> tuple[Array, Arr
     return z, algorithm.assign(state, z)
 
 
-def _order_one(n, batch_size, key, epoch, neighbors) -> tuple[Array, Array, Array | None]:
+def _order_one(n, batch_size, key, neighbors, epoch) -> tuple[Array, Array, Array | None]:
     index, mask = _order(key, epoch, n, batch_size)
     return index, mask, None if neighbors is None else _partners(key, epoch, index, neighbors)
 
@@ -255,9 +259,9 @@ def _refresh_one(algorithm: Algorithm, key: Key, state: State, x: Array, epoch: 
 
 
 def _epoch_one(
-    algorithm: Algorithm, batch_size: int, key, state, x, epoch, neighbors
+    algorithm: Algorithm, batch_size: int, key, state, neighbors, x, epoch
 ) -> tuple[State, Metrics]:
-    index, mask, partner = _order_one(x.shape[0], batch_size, key, epoch, neighbors)
+    index, mask, partner = _order_one(x.shape[0], batch_size, key, neighbors, epoch)
 
     def body(state, rows):
         index, mask, partner = rows
@@ -272,14 +276,14 @@ def _epoch_one(
 def _resident(keys, algorithm, x, neighbors, state, batch_size, refreshes):
     """Epoch and refresh as one compiled call each; rows and shuffling on the device."""
     x, start = _to_device(x), time.perf_counter()
-    near = None if neighbors is None else jnp.asarray(neighbors, jnp.int32)
-    args = (keys, state, x, jnp.int32(0))
-    run = _compiled(_epoch_one, (algorithm, batch_size), (*args, near), shared=3)
+    common = x, jnp.int32(0)
+    args = keys, state, neighbors, *common
+    run = _compiled(_epoch_one, (algorithm, batch_size), args, shared=2)
     run_refresh = None
     if refreshes:
-        run_refresh = _compiled(_refresh_one, (algorithm,), args, shared=2)
+        run_refresh = _compiled(_refresh_one, (algorithm,), (keys, state, *common), shared=2)
     return (
-        lambda state, epoch: run(keys, state, x, jnp.int32(epoch), near),
+        lambda state, epoch: run(keys, state, neighbors, x, jnp.int32(epoch)),
         lambda state, epoch: run_refresh(keys, state, x, jnp.int32(epoch)),
         time.perf_counter() - start,
     )
@@ -288,21 +292,20 @@ def _resident(keys, algorithm, x, neighbors, state, batch_size, refreshes):
 def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
     """The same steps, fed by a host thread that gathers batches ahead of the device."""
     start = time.perf_counter()
-    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=2)
-    near = None if neighbors is None else jnp.asarray(neighbors, jnp.int32)
+    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=1)
     rows = jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32)
     batch = Batch(
         rows,
         jax.ShapeDtypeStruct((len(keys), batch_size), jnp.int32),
         jax.ShapeDtypeStruct((len(keys), batch_size), jnp.float32),
-        partner=None if near is None else rows,
+        partner=None if neighbors is None else rows,
     )
     run_step = _compiled(_step_one, (algorithm,), (keys, state, batch))
     sample = stream.sample(x) if refreshes else None
     seconds = time.perf_counter() - start
 
     def run_epoch(state, epoch):
-        found = jax.device_get(order_all(keys, jnp.int32(epoch), near))  # [S, steps, b]
+        found = jax.device_get(order_all(keys, neighbors, jnp.int32(epoch)))  # [S, steps, b]
         index, mask, partner = jax.tree.map(lambda a: np.swapaxes(a, 0, 1), found)
         metrics = []
         for batch in stream.batches(x, index, mask, partner):
@@ -342,8 +345,10 @@ def _check(key: Key, x: Any, epochs: int, batch_size: int, neighbors: Any) -> No
     if neighbors is None:
         return
     n, found = x.shape[0], getattr(neighbors, "shape", ())
-    if len(found) != 2 or found[0] != n or found[1] < 1:
-        raise ValueError(f"expected neighbors [{n}, m], found {found or type(neighbors).__name__}")
+    fits = len(found) == 2 or (len(found) == 3 and key.ndim == 1 and found[0] == len(key))
+    if not fits or found[-2] != n or found[-1] < 1:
+        wanted = f"[{n}, m] or, for each of the keys [S], [S, {n}, m]"
+        raise ValueError(f"expected neighbors {wanted}, found {found or type(neighbors).__name__}")
     least, most = int(neighbors.min()), int(neighbors.max())
     if not 0 <= least <= most < n:
         raise ValueError(f"expected neighbors from 0 to {n - 1}, found {least} to {most}")

@@ -3,10 +3,11 @@
     python scripts/reproduce.py --data usps --seeds 10        # trains what results/ lacks
     python scripts/reproduce.py --table                       # rewrites the table in README.md
 
-One autoencoder per seed serves all methods; it is kept in runs/reproduce. A run that is stopped
-goes on where it was: cells that are there are not trained again, and an autoencoder goes on from
-its last checkpoint. Seeds are 0, 1, 2, …; none is ever left out. The seconds in a cell's file are
-wall-clock time by phase, whatever else the machine did meanwhile.
+One autoencoder per seed serves all methods that start from one, and one set of contrastive features
+those on pairs; they are kept in runs/reproduce. A run that is stopped goes on where it was: cells
+that are there are not trained again, and a start goes on from its last checkpoint. Seeds are 0, 1,
+2, …; none is ever left out. The seconds in a cell's file are wall-clock time by phase, whatever
+else the machine did meanwhile.
 """
 
 import dataclasses
@@ -26,15 +27,20 @@ RESULTS = ROOT / "results" / "quality"
 STARTS = ROOT / "runs" / "reproduce"
 README = ROOT / "README.md"
 
+# Their network is small, and products are float32.
+_ON_PAIRS = ("contrastive", "info_max")
+
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
     "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec",
     "vade", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "n2d", "autoencoder-float32",
-    "dcn-float32", "n2d-float32",
+    "dcn-float32", "n2d-float32", "contrastive", "contrastive-affine",
+    "info_max", "info_max-affine",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
-    "n2d", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "autoencoder-paper",
+    "n2d", "contrastive", "info_max", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine",
+    "contrastive-affine", "info_max-affine", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -74,8 +80,8 @@ class Options:
     """Data sets by name."""
 
     rows: tuple[Row, ...] = ROWS
-    """Rows of the table; all but autoencoders start from the autoencoder of the same seed, and
-    affine turns and shifts images at random while they train."""
+    """Rows of the table; all but autoencoder and contrastive start from one of these of the same
+    seed, and affine turns and shifts images at random while they train."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -127,6 +133,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     from deepclust_jax import config
 
     method, *changes = row.split("-")
+    is_float32 = "float32" in changes or method in _ON_PAIRS
     return config.resolve(
         config.Options(
             data=config.Data(data=dataset.name, n_clusters=dataset.n_clusters),
@@ -136,7 +143,7 @@ def cell_options(dataset: Any, row: str) -> Any:
                 augment="affine" if "affine" in changes else "none",
                 metric="euclidean" if "euclidean" in changes else None,
             ),
-            network=config.Network(precision="float32" if "float32" in changes else "bfloat16"),
+            network=config.Network(precision="float32" if is_float32 else "bfloat16"),
             run=config.Run(seeds=1),
         ),
         dataset.x.shape[0],
@@ -144,9 +151,12 @@ def cell_options(dataset: Any, row: str) -> Any:
 
 
 def start_row(row: str) -> str:
-    """The row whose autoencoder a row starts from: its own where it is one."""
-    apart = [change for change in ("paper", "float32") if change in row.split("-")]
-    return "-".join(["autoencoder", *apart])
+    """The row that a row starts from: an autoencoder or contrastive features; its own where it is
+    one of these."""
+    method, *changes = row.split("-")
+    if method in _ON_PAIRS:
+        return "-".join(["contrastive", *changes])
+    return "-".join(["autoencoder", *(c for c in ("paper", "float32") if c in changes)])
 
 
 def recipe(dataset: Any, row: str) -> dict[str, Any]:
@@ -183,11 +193,11 @@ def is_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
 
 
 def train_cell(dataset: Any, labels: Any, row: str, seed: int) -> None:
-    """Train one cell and write it; its autoencoder first, where that is not kept."""
+    """Train one cell and write it; what it starts from first, where that is not kept."""
     from deepclust_jax import run
 
     begin = time.perf_counter()
-    trained, commit = autoencoder(dataset, start_row(row), seed)
+    trained, commit = start_of(dataset, start_row(row), seed)
     start, cell = trained, cell_options(dataset, row)
     if row == "autoencoder-euclidean":
         trained = clustered_again(dataset, cell, seed, start)
@@ -200,8 +210,9 @@ def train_cell(dataset: Any, labels: Any, row: str, seed: int) -> None:
     print(f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True)
 
 
-def autoencoder(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
-    """The trained autoencoder of a seed, and the commit it is of; kept in runs/reproduce."""
+def start_of(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
+    """What the rows of a seed start from, trained, and the commit it is of; kept in
+    runs/reproduce."""
     from deepclust_jax import checkpoint, run
     from deepclust_jax.report import environment
 
@@ -311,7 +322,8 @@ def quality_table() -> str:
         "euclidean: the autoencoders of the practical profile with the published k-means, in whose "
         "metric the code is taken as it is. affine: images are turned and shifted at random in the "
         "joint phase. "
-        "Products are rounded to bfloat16 but in rows marked float32. "
+        "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max) and those "
+        "marked float32. "
         f"jax {', '.join(made)} on {', '.join(devices)}.",
     ]
     return "\n".join(lines)

@@ -296,6 +296,12 @@ def test_resume_and_overwrite_exclude_each_other():
             "--method dkm --pretrain-epochs 2 --epochs 4",
             [("pretrain", 0, 2, 0, True), ("train", 1, 4, 1, False)],
         ),
+        ("--method contrastive --epochs 4", [("train", 0, 4, 0, True, "rows")]),
+        (
+            "--method info_max --pretrain-epochs 2 --epochs 4",
+            [("pretrain", 0, 2, 0, True, "rows"), ("train", 1, 4, 0, True, "features")],
+        ),
+        ("--method info_max --pretrain-epochs 0 --epochs 4", [("train", 1, 4, 0, True, "rows")]),
     ],
 )
 def test_phases(args, expected):
@@ -387,7 +393,8 @@ def test_unknown_methods_from_python_are_named():
     for given, words in (
         (
             {"method": "dnc"},
-            "expected --method autoencoder, dcn, dkm, dec, idec, vade, n2d, found 'dnc'",
+            "expected --method autoencoder, dcn, dkm, dec, idec, vade, n2d, contrastive, "
+            "info_max, found 'dnc'",
         ),
         ({"profile": "quick"}, "expected --profile practical, paper, found 'quick'"),
     ):

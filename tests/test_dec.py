@@ -88,6 +88,11 @@ def test_far_codes_are_finite():
         assert jnp.isfinite(found) and jnp.isfinite(grad).all(), size
 
 
+def targets(state, x, nets, **changes):
+    config = dec.Config(**SMALL, **changes)
+    return dec.targets(state.snapshot, jnp.asarray(x), jnp.ones(len(x)), nets, config)
+
+
 def test_targets_are_over_all_rows_and_not_over_the_batch():
     """Trap: sums over the batch give weaker targets that drift."""
     x = rows()
@@ -96,7 +101,7 @@ def test_targets_are_over_all_rows_and_not_over_the_batch():
     z = algorithm.embed(state, jnp.asarray(x))
     expected = targets_by_numpy(shares_by_numpy(z, state.params["centroids"]))
     few = slice(7, 12)
-    found = dec.targets(state.snapshot, jnp.asarray(x[few]), nets)
+    found = targets(state, x[few], nets)
     np.testing.assert_allclose(found, expected[few], rtol=1e-4, atol=1e-6)
     of_batch = targets_by_numpy(shares_by_numpy(z[few], state.params["centroids"]))
     assert np.abs(of_batch - expected[few]).max() > 0.01  # else this tests nothing
@@ -108,7 +113,7 @@ def test_targets_stay_between_refreshes_whatever_the_order_of_rows():
     config = dec.Config(**SMALL, learning_rate=1e-2)
     algorithm, state, _ = started(config, x)
     nets = dec.build_nets(config, (6,))
-    before = np.asarray(dec.targets(state.snapshot, jnp.asarray(x), nets))
+    before = np.asarray(targets(state, x, nets))
     order = np.random.default_rng(0).permutation(len(x))
     new, _ = algorithm.step(KEY, state, batch(x[order], order))
     moved = [
@@ -116,10 +121,10 @@ def test_targets_stay_between_refreshes_whatever_the_order_of_rows():
         for a, b in zip(*map(jax.tree.leaves, (new.params, state.params)), strict=True)
     ]
     assert all(moved)
-    after = np.asarray(dec.targets(new.snapshot, jnp.asarray(x[order]), nets))
+    after = np.asarray(targets(new, x[order], nets))
     np.testing.assert_allclose(after, before[order], rtol=1e-6)
     renewed = algorithm.refresh(KEY, new, jnp.asarray(x))
-    found = np.asarray(dec.targets(renewed.snapshot, jnp.asarray(x), nets))
+    found = np.asarray(targets(renewed, x, nets))
     assert np.abs(found - before).max() > 1e-4
 
 
@@ -136,7 +141,7 @@ def test_no_gradient_flows_through_the_targets():
 
     for leaf in jax.tree.leaves(jax.grad(of_snapshot)(state.snapshot)):
         np.testing.assert_array_equal(leaf, 0.0)
-    p = dec.targets(state.snapshot, jnp.asarray(x), nets)
+    p = targets(state, x, nets)
 
     def with_constants(params):
         z = nets.encoder.apply(params["encoder"], x)
@@ -230,3 +235,16 @@ def test_training_makes_rows_surer(config):
         return float(jnp.mean(jnp.max(jnp.exp(log_q), axis=1)))
 
     assert sureness(found) > sureness(state) + 0.02
+
+
+def test_targets_of_even_sizes_and_of_sizes_as_they_are():
+    x = rows()
+    _, state, _ = started(dec.Config(**SMALL), x)
+    nets = dec.build_nets(dec.Config(**SMALL), (6,))
+    even = targets(state, x, nets, sizes="even")
+    np.testing.assert_allclose(even.sum(0), len(x) / SMALL["n_clusters"], rtol=1e-3)
+    q = shares_by_numpy(
+        nets.encoder.apply(state.params["encoder"], jnp.asarray(x)), state.params["centroids"]
+    )
+    expected = q**2 / (q**2).sum(1, keepdims=True)
+    np.testing.assert_allclose(targets(state, x, nets, sizes="prior"), expected, atol=1e-5)

@@ -1,6 +1,5 @@
 """The script behind the quality table, on a few rows of digits with profiles cut short."""
 
-import dataclasses
 import json
 import shutil
 
@@ -14,10 +13,18 @@ from deepclust_jax import checkpoint, config, data, run, train
 REPRODUCE = script("reproduce")
 MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine", "autoencoder-paper")
 ARGS = ["--data", "digits", "--rows", *MADE, "--seeds", "2"]
+NETWORK = {"hidden": (16, 8), "embed_dim": 4}
 SHORT = {
-    "autoencoder": {"epochs": 2, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"},
+    "autoencoder": {
+        **NETWORK, "epochs": 2, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
+    },
+    "contrastive": {**NETWORK, "epochs": 2, "learning_rate": 1e-3, "decay": 1.0},
+    "info_max": {
+        **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 1e-3, "decay": 1.0, "epochs": 2,
+        "learning_rate": 1e-3, "objective": "information",
+    },
     "dcn": {
-        "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
+        **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
         "learning_rate": 1e-4, "weight": 2.0, "metric": "adaptive",
     },
 }  # fmt: skip
@@ -29,19 +36,11 @@ PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "
 def folder(tmp_path, monkeypatch):
     whole = data.load
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
-    monkeypatch.setattr(config, "_LEAST_STEPS", {"autoencoder": 0, "joint": 0})
+    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(config._LEAST_STEPS, 0))
     monkeypatch.setattr(data, "load", lambda name: whole(name, limit=150))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
     monkeypatch.setattr(REPRODUCE, "README", tmp_path / "README.md")
-    own = REPRODUCE.cell_options
-
-    def small(dataset, row):
-        options = own(dataset, row)
-        network = dataclasses.replace(options.network, hidden=(16, 8), embed_dim=4)
-        return dataclasses.replace(options, network=network)
-
-    monkeypatch.setattr(REPRODUCE, "cell_options", small)
     return tmp_path
 
 
@@ -114,6 +113,25 @@ def test_cells_starts_and_table(folder, capsys):
     assert f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}" in row
 
 
+def test_methods_on_pairs_start_from_the_same_features(folder):
+    dataset, labels = data.load("digits")
+    REPRODUCE.train_cell(dataset, labels, "info_max-affine", 0)
+    cell = json.loads(REPRODUCE.cell_file("digits", "info_max-affine", 0).read_text())
+    start = cell["recipe"]["start"]
+    assert (start["method"], start["augment"]) == ("contrastive", "affine")
+    assert cell["recipe"]["options"]["precision"] == start["precision"] == "float32"
+    assert set(cell["seconds"]) == {"pretrain", "train"}
+    kept = folder / "starts" / "digits" / "contrastive-affine-seed0"
+    before = sorted(kept.rglob("*"))
+    REPRODUCE.train_cell(dataset, labels, "contrastive-affine", 0)
+    assert sorted(kept.rglob("*")) == before
+    z, found = train.embed(
+        *(REPRODUCE.start_of(dataset, "contrastive-affine", 0)[0][:2]), dataset.x
+    )
+    stored = np.load(REPRODUCE.cell_file("digits", "contrastive-affine", 0).with_suffix(".npz"))
+    np.testing.assert_array_equal(stored["labels"], found[0])
+
+
 def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch):
     dataset, labels = data.load("digits")
     assert not REPRODUCE.is_done(dataset, "dcn", 0)
@@ -139,7 +157,7 @@ def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch)
 
 def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, monkeypatch):
     dataset, _ = data.load("digits")
-    whole, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    whole, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
     store = folder / "starts" / "digits" / "autoencoder-seed0" / "train"
     epochs = []
     fit = train.fit
@@ -150,7 +168,7 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
         return found
 
     monkeypatch.setattr(train, "fit", counted)
-    REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    REPRODUCE.start_of(dataset, "autoencoder", 0)
     assert epochs == []  # finished: loaded
 
     shutil.rmtree(store)
@@ -164,16 +182,16 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
 
     monkeypatch.setattr(checkpoint, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
-        REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+        REPRODUCE.start_of(dataset, "autoencoder", 0)
     monkeypatch.setattr(checkpoint, "save", save)
-    again, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    again, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
     assert len(saved) == 1 and epochs == [1]
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
     for step in store.iterdir():
         damage(step)
-    made, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    made, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
     assert epochs == [1, 2]
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(made.state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -204,11 +222,11 @@ def test_what_cannot_be_trained_is_refused_in_one_line(folder, capsys):
 def test_another_profile_trains_its_own_start(folder, monkeypatch):
     """Trap: a kept autoencoder of other options that quietly serves as the start."""
     dataset, _ = data.load("digits")
-    first, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+    first, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
     for epochs in (3, 1):
         other = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": epochs}}
         monkeypatch.setattr(config, "PROFILES", {"practical": other})
-        second, _ = REPRODUCE.autoencoder(dataset, "autoencoder", 0)
+        second, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
         assert int(first.state.step[0]) * epochs == int(second.state.step[0]) * 2
 
 

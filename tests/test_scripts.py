@@ -638,6 +638,8 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "n2d", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
+        (["--method", "info_max", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
+        (["--method", "dcn", "--resets", "1", "--sizes", "even"], {"pretrain", "train"}, (3, 200)),
         (["--network", "conv"], {"train"}, (1, 50)),
     ],
 )

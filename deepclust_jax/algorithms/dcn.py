@@ -41,6 +41,7 @@ class Config:
     learning_rate: float = 1e-3  # of Adam
     weight: float = 0.05  # lambda, of the clustering term
     count: float = 100.0  # rows a centroid has seen before the first step
+    sizes: str = "free"  # of the clusters in a batch: "even" or "prior" (losses.prices)
 
 
 @flax.struct.dataclass
@@ -78,10 +79,18 @@ def loss(
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
     # A row keeps its centroid however it was augmented: that makes the code invariant.
     clean = z if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
-    labels = jnp.argmin(losses.squared_distances(clean, state.centroids), axis=-1)
+    labels = nearest(clean, state, batch.mask, config)
     pull = losses.masked_mean(losses.to_own_centroid(z, state.centroids, labels), batch.mask)
     value = reconstruction + 0.5 * config.weight * pull
     return value, {"reconstruction": reconstruction, "pull": pull}
+
+
+def nearest(z: Array, state: State, mask: Array, config: Config) -> Array:
+    """The centroid of each row of a batch: the nearest, after the prices for sizes. -> [b] int."""
+    sqdist = losses.squared_distances(z, state.centroids)
+    frequency = state.counts / jnp.sum(state.counts)
+    price = losses.prices(sqdist, mask, z.shape[1], config.sizes, frequency)
+    return jnp.argmin(sqdist + price[None, :], axis=-1)
 
 
 def move_centroids(
@@ -116,6 +125,7 @@ def build(
     `optimizer` replaces the Adam of the config. `augment` (key, one row) -> row changes every row
     before a step; assignments and centroids come from the rows as they were (as in DEC-DA).
     """
+    losses.check_sizes(config.sizes)
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
 
@@ -137,7 +147,7 @@ def build(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         z = nets.encoder.apply(params["encoder"], augmentation.clean(batch))
-        labels = jnp.argmin(losses.squared_distances(z, state.centroids), axis=-1)
+        labels = nearest(z, state, batch.mask, config)
         centroids, counts = move_centroids(state.centroids, state.counts, z, labels, batch.mask)
         state = State(state.step + 1, params, opt_state, centroids, counts)
         return state, {"loss": value, **metrics}

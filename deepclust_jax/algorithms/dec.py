@@ -52,6 +52,7 @@ class Config:
     learning_rate: float = 1e-3  # of Adam
     weight: float = 1.5  # gamma, of the clustering term
     reconstruction: float = 1.0  # weight of the reconstruction; 0 is DEC, without a decoder
+    sizes: str = "free"  # of the clusters: "even" or "prior" in the targets (`targets`)
 
 
 class Snapshot(NamedTuple):
@@ -83,11 +84,20 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     return Nets(*pair)
 
 
-def targets(snapshot: Snapshot, x: Array, nets: Nets) -> Array:
-    """The targets p of rows, without a gradient. [b, ...] -> [b, k], rows sum to 1."""
+def targets(snapshot: Snapshot, x: Array, mask: Array, nets: Nets, config: Config) -> Array:
+    """The targets p of rows, without a gradient. [b, ...] -> [b, k], rows sum to 1.
+
+    Dividing by the sum of the shares, as published, draws sizes towards each other. With sizes
+    "prior" p is proportional to q^2 alone, and keeps them; with "even" to q^2 times what makes the
+    sizes in the batch equal.
+    """
     z = nets.encoder.apply(snapshot.encoder, x)
     log_q = losses.log_student_t(z, snapshot.centroids)
-    return jax.lax.stop_gradient(losses.sharpened(log_q, snapshot.frequency))
+    if config.sizes == "free":
+        return jax.lax.stop_gradient(losses.sharpened(log_q, snapshot.frequency))
+    if config.sizes == "prior":
+        return jax.lax.stop_gradient(jax.nn.softmax(2.0 * log_q, axis=-1))
+    return jax.lax.stop_gradient(losses.even_shares(2.0 * log_q, mask))
 
 
 def loss(
@@ -98,7 +108,7 @@ def loss(
     The targets of a row come from it as it was before an augmentation (DEC-DA, Guo et al. 2018).
     """
     del key
-    p = targets(state.snapshot, augmentation.clean(batch), nets)
+    p = targets(state.snapshot, augmentation.clean(batch), batch.mask, nets, config)
     z = nets.encoder.apply(params["encoder"], batch.x)
     log_q = losses.log_student_t(z, params["centroids"])
     divergence = losses.masked_mean(losses.divergence(p, log_q), batch.mask)
@@ -132,6 +142,7 @@ def build(
     before a step; its targets come from the row as it was (as in DEC-DA). `refresh` renews the
     targets.
     """
+    losses.check_sizes(config.sizes)
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
 

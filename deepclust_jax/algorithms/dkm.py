@@ -38,6 +38,7 @@ class Config:
     alpha: float = 1000.0  # inverse temperature; the first value of the schedule if annealed
     annealed: bool = False  # raise alpha while training
     epochs_per_alpha: int = 5  # how long each value of the schedule lasts
+    sizes: str = "free"  # of the clusters in a batch: "even" or "prior" (losses.prices)
 
 
 @flax.struct.dataclass
@@ -46,6 +47,7 @@ class State:
     params: Params  # {"encoder", "decoder", "centroids"}
     opt_state: optax.OptState
     epoch: Array  # [] int32, how often `refresh` was called
+    frequency: Array  # [k], share of the rows that were nearest to each centroid at the last one
 
 
 class Nets(NamedTuple):
@@ -91,8 +93,11 @@ def loss(
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
     # A row keeps its weights however it was augmented: that makes the code invariant.
     clean = None if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
+    sqdist = losses.squared_distances(z if clean is None else clean, params["centroids"])
+    price = losses.prices(sqdist, batch.mask, z.shape[1], config.sizes, state.frequency)
+    own = alpha(state, config)
     pull = losses.masked_mean(
-        losses.soft_kmeans(z, params["centroids"], alpha(state, config), clean=clean), batch.mask
+        losses.soft_kmeans(z, params["centroids"], own, clean=clean, price=price), batch.mask
     )
     value = reconstruction + config.weight * pull
     return value, {"reconstruction": reconstruction, "pull": pull}
@@ -131,8 +136,10 @@ def build(
 
     `optimizer` replaces the Adam of the config. `augment` (key, one row) -> row changes every row
     before a step; the weights of the clusters come from the rows as they were (as in DEC-DA).
-    `refresh` counts the epochs for the schedule of alpha.
+    `refresh` counts the epochs for the schedule of alpha, and the rows of each cluster where their
+    sizes are a prior.
     """
+    losses.check_sizes(config.sizes)
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
 
@@ -140,7 +147,8 @@ def build(
         shape = (config.n_clusters, config.embed_dim)
         centroids = jax.random.uniform(jax.random.fold_in(key, 1), shape, minval=-1.0, maxval=1.0)
         params = {**autoencoder.init_params(key, batch.x, nets), "centroids": centroids}
-        return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+        alike = jnp.full(config.n_clusters, 1.0 / config.n_clusters)
+        return State(jnp.int32(0), params, tx.init(params), jnp.int32(0), alike)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -156,8 +164,12 @@ def build(
         return state, {"loss": value, **metrics}
 
     def refresh(key: Key, state: State, x: Array) -> State:
-        del key, x
-        return state.replace(epoch=state.epoch + 1)
+        del key
+        state = state.replace(epoch=state.epoch + 1)
+        if config.sizes != "prior":
+            return state
+        sizes = jnp.bincount(assign(state, embed(state, x)), length=config.n_clusters)
+        return state.replace(frequency=sizes / len(x))
 
     def embed(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(nets.encoder.apply, state.params["encoder"], x)

@@ -7,8 +7,8 @@ neighbours of the codes, graph_embedding.py on them, a Gaussian mixture with ful
 points. Call it once, after training.
 
 Layouts differ from key to key, and some join two clusters: `refresh` makes several and keeps the
-one whose mixture is likeliest, without labels. A layout says nothing of new rows. So a small
-classifier learns the mixture's posterior from the codes, and labels old and new rows alike:
+one whose clusters say most of those of the neighbours. A layout says nothing of new rows. So a
+small classifier learns the mixture's posterior from the codes, and labels old and new rows alike:
 `assign` is a function of the code.
 
 Deviations: the paper trains its autoencoder for 1,000 epochs with Adam, here it is the common one
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from deepclust_jax import augment as augmentation
-from deepclust_jax import losses, networks
+from deepclust_jax import distil, losses, networks
 from deepclust_jax.algorithms import autoencoder
 from deepclust_jax.clustering import graph_embedding
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
@@ -41,7 +41,7 @@ class Config:
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 0.2  # of SGD, as in algorithms/autoencoder.py
     n_neighbors: int = 20  # of each code
-    n_layouts: int = 5  # of which the likeliest is kept
+    n_layouts: int = 5  # of which the best is kept
     layout_epochs: int = 300
     classifier: tuple[int, ...] = (256, 256)  # its hidden widths
     classifier_steps: int = 3000  # of 512 codes each
@@ -52,9 +52,7 @@ class State:
     step: Array  # [] int32
     params: Params  # {"encoder", "decoder"}
     opt_state: optax.OptState
-    classifier: Params
-    centre: Array  # [embed_dim], mean of the codes
-    scale: Array  # [embed_dim], their deviations
+    labeller: distil.Labeller
 
 
 class Nets(NamedTuple):
@@ -76,25 +74,6 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """That of the autoencoder: the share of the variance left unexplained. -> [], metrics."""
     return autoencoder.loss(params, state, batch, key, nets=nets, config=config)
-
-
-def distil(
-    key: Key, classifier: Network, params: Params, z: Array, posterior: Array, steps: int
-) -> Params:
-    """The classifier after it learned a posterior [n, k] from rows [n, d], by Adam."""
-    tx = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
-
-    def cost(params, rows):
-        log_p = jax.nn.log_softmax(classifier.apply(params, z[rows]), axis=-1)
-        return -jnp.mean(jnp.sum(posterior[rows] * log_p, axis=-1))
-
-    def step(i, carry):
-        params, state = carry
-        rows = jax.random.randint(jax.random.fold_in(key, i), (min(512, len(z)),), 0, len(z))
-        updates, state = tx.update(jax.grad(cost)(params, rows), state)
-        return optax.apply_updates(params, updates), state
-
-    return jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))[0]
 
 
 def warm_start(state: State, pretrained: autoencoder.State) -> State:
@@ -121,10 +100,9 @@ def build(
 
     def init(key: Key, batch: Batch) -> State:
         params = autoencoder.init_params(key, batch.x, nets)
-        code = jnp.zeros((1, config.embed_dim))
-        classifier = nets.classifier.init(jax.random.fold_in(key, 1), code)
-        one = jnp.ones(config.embed_dim)
-        return State(jnp.int32(0), params, tx.init(params), classifier, jnp.zeros_like(one), one)
+        labeller_key = jax.random.fold_in(key, 1)
+        labeller = distil.unfitted(labeller_key, nets.classifier, config.embed_dim)
+        return State(jnp.int32(0), params, tx.init(params), labeller)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -138,27 +116,22 @@ def build(
         return state, {"loss": value, **metrics}
 
     def refresh(key: Key, state: State, x: Array) -> State:
-        layout_key, init_key, step_key = jax.random.split(key, 3)
+        layout_key, labeller_key = jax.random.split(key)
         z = embed(state, x)
         posterior = graph_embedding.cluster(
             layout_key, z, config.n_clusters, dim=config.embed_dim,
             n_neighbors=config.n_neighbors, n_layouts=config.n_layouts,
             epochs=config.layout_epochs,
         ).posterior  # fmt: skip
-        centre, scale = jnp.mean(z, axis=0), jnp.std(z, axis=0)
-        scale = jnp.where(scale > 0, scale, 1.0)
-        rows = (z - centre[None, :]) / scale[None, :]
-        fresh = nets.classifier.init(init_key, rows[:1])
         steps = config.classifier_steps
-        classifier = distil(step_key, nets.classifier, fresh, rows, posterior, steps)
-        return state.replace(classifier=classifier, centre=centre, scale=scale)
+        return state.replace(
+            labeller=distil.fit(labeller_key, nets.classifier, z, posterior, steps)
+        )
 
     def embed(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(nets.encoder.apply, state.params["encoder"], x)
 
     def assign(state: State, z: Array) -> Array:
-        rows = (z - state.centre[None, :]) / state.scale[None, :]
-        logits = networks.apply_in_blocks(nets.classifier.apply, state.classifier, rows)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return distil.assign(state.labeller, nets.classifier, z)
 
     return Algorithm(init, step, refresh, embed, assign)

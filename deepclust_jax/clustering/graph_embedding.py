@@ -41,7 +41,7 @@ class Clustered(NamedTuple):
     labels: Array  # [n] int32
     posterior: Array  # [n, k], probability of each cluster given the point of the row
     points: Array  # [n, dim]
-    log_likelihood: Array  # [], mean over the rows, of the points under the mixture
+    information: Array  # [], nats, of the clusters along the edges of the graph; <= log k
 
 
 def cluster(
@@ -56,8 +56,9 @@ def cluster(
 ) -> Clustered:
     """A Gaussian mixture with full covariances on points for the rows. [n, d] -> Clustered.
 
-    Points differ from key to key, and some join two clusters: of several layouts the one whose
-    mixture is likeliest is kept, without labels.
+    Points differ from key to key, and some layouts join two clusters and cut another: of several
+    the one is kept whose clusters say most of those of the neighbours (`information`), in the space
+    of the rows. The likelihood of the mixture says less: it is of other points each time.
 
     Args:
         key: a typed key; the result is a function of it.
@@ -71,6 +72,23 @@ def cluster(
     Raises:
         ValueError: as `mixture.fit` and `fit`.
     """
+    found = candidates(
+        key, x, n_clusters, dim=dim, n_neighbors=n_neighbors, n_layouts=n_layouts, epochs=epochs
+    )
+    return jax.tree.map(lambda a: a[jnp.argmax(found.information)], found)
+
+
+def candidates(
+    key: Key,
+    x: Array,
+    n_clusters: int,
+    *,
+    dim: int = 10,
+    n_neighbors: int = 20,
+    n_layouts: int = 5,
+    epochs: int = 300,
+) -> Clustered:
+    """What `cluster` chooses from: all its layouts, on a leading axis [n_layouts]."""
     kmeans.check_key(key)
     kmeans.check(x, n_clusters, "random", n_layouts, 1, None, None)
     kmeans.check_finite("x", x)
@@ -78,17 +96,34 @@ def cluster(
         raise ValueError(f"expected dim and n_neighbors >= 1, found {dim} and {n_neighbors}")
     near = neighbors.nearest(x, min(n_neighbors, x.shape[0] - 1))
     start = principal(kmeans.narrow(x, kmeans.offset_of(x)), min(dim, x.shape[1]))
+    weights = graph(near)
 
     def one(key):
         y = fit(key, near, start, epochs=epochs)
         found = mixture.fit(jax.random.fold_in(key, epochs), y, n_clusters)
         own = mixture.posterior(y, found.mixture)
-        return Clustered(found.labels, own, y, found.log_likelihood)
+        edges = information(found.labels, near.index, weights, n_clusters)
+        return Clustered(found.labels, own, y, edges)
 
-    layouts = jax.lax.map(one, jax.random.split(key, n_layouts))
-    likelihoods = layouts.log_likelihood
-    best = jnp.argmax(jnp.where(jnp.isnan(likelihoods), -jnp.inf, likelihoods))
-    return jax.tree.map(lambda a: a[best], layouts)
+    return jax.lax.map(one, jax.random.split(key, n_layouts))
+
+
+@partial(jax.jit, static_argnames="n_clusters")
+def information(labels: Array, index: Array, weights: Array, n_clusters: int) -> Array:
+    """Mutual information of the clusters at the ends of an edge of a graph. -> [], nats.
+
+    Row i has the cluster labels[i] and edges to index[i], with weights[i]. [n] int, [n, k] int,
+    [n, k] -> 0 where one cluster has all rows, and at most the entropy of the sizes, where no edge
+    leads from one cluster to another. Cuts through dense places lower it, and so does joining.
+    """
+    pairs = (labels[:, None] * n_clusters + labels[index]).reshape(-1)
+    joint = jnp.bincount(pairs, weights.reshape(-1), length=n_clusters**2)
+    joint = joint.reshape(n_clusters, n_clusters)
+    joint = (joint + joint.T) / (2.0 * jnp.sum(weights))
+    own = jnp.sum(joint, axis=1)
+    return jnp.sum(
+        joint * jnp.log(jnp.where(joint > 0, joint / (own[:, None] * own[None, :]), 1.0))
+    )
 
 
 def fit(

@@ -1,0 +1,203 @@
+"""Contrastive features: views, batch normalisation, traps, and the clusters of their graph."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deepclust_jax import augment, data, losses, metrics, networks, run, train
+from deepclust_jax.algorithms import contrastive
+from deepclust_jax.clustering import kmeans, neighbors
+from deepclust_jax.types import Batch
+
+KEY = jax.random.key(0)
+SMALL = contrastive.Config(
+    n_clusters=3, embed_dim=4, hidden=(16, 8), n_layouts=1, layout_epochs=5, n_neighbors=5,
+    classifier_steps=5,
+)  # fmt: skip
+
+
+def rows(n=40, d=5):
+    return jax.random.normal(KEY, (n, d))
+
+
+def batch(x, mask=None, partner=None):
+    mask = jnp.ones(len(x)) if mask is None else mask
+    return Batch(x, jnp.arange(len(x)), mask, partner=partner)
+
+
+# --- views
+
+
+def test_both_views_are_changed_and_differently():
+    x = jnp.ones((6, 4))
+    found = augment.pair(KEY, batch(x), augment.noise)
+    np.testing.assert_array_equal(found.clean, x)
+    assert (found.x != x).all() and (found.partner != x).all()
+    assert (found.x != found.partner).all()
+    assert len(np.unique(np.asarray(found.x)[:, 0])) == 6, "one draw for each row"
+
+
+def test_the_second_view_is_of_the_neighbour():
+    x, partner = jnp.zeros((6, 4)), jnp.full((6, 4), 9.0)
+    for change in (None, augment.noise):
+        found = augment.pair(KEY, batch(x, partner=partner), change)
+        np.testing.assert_allclose(found.partner, partner, atol=1.0)
+        np.testing.assert_allclose(found.x, x, atol=1.0)
+
+
+def test_a_batch_without_neighbours_pairs_each_row_with_itself():
+    x = rows()
+    np.testing.assert_array_equal(augment.pair(KEY, batch(x), None).partner, x)
+
+
+# --- batch normalisation
+
+
+def normalised(kind="mlp", shape=(5,)):
+    return networks.normalised_encoder(kind, shape, (16, 8), 4)
+
+
+@pytest.mark.parametrize("kind, shape", [("mlp", (5,)), ("mlp", (4, 5, 1)), ("conv", (9, 11, 1))])
+def test_rows_that_were_measured_have_the_codes_of_their_batch(kind, shape):
+    net, x = normalised(kind, shape), jax.random.normal(KEY, (30, *shape))
+    params = net.init(KEY, x)
+    statistics = net.measure(params, x)
+    np.testing.assert_allclose(
+        net.fixed(params, statistics, x), net.apply(params, x), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_row_has_a_code_of_its_own():
+    """Trap: with statistics of the batch a row's code depends on the rows beside it."""
+    net, x = normalised(), rows()
+    params = net.init(KEY, x)
+    statistics = net.measure(params, x)
+    alone = net.fixed(params, statistics, x[3:4])
+    np.testing.assert_allclose(alone[0], net.fixed(params, statistics, x)[3], rtol=1e-5, atol=1e-6)
+    assert jnp.abs(net.apply(params, x[3:5])[0] - net.apply(params, x)[3]).max() > 0.01
+
+
+def test_padding_changes_no_statistics():
+    net, x = normalised(), rows()
+    params = net.init(KEY, x)
+    padded = jnp.concatenate([x, jnp.full((8, 5), 1e3)])
+    mask = jnp.concatenate([jnp.ones(40), jnp.zeros(8)])
+    found = net.apply(params, padded, mask)[:40]
+    np.testing.assert_allclose(found, net.apply(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_one_row_is_finite():
+    """The last batch of an epoch may hold one row, whose variance is 0."""
+    algorithm = contrastive.build(SMALL, (5,))
+    x, mask = rows(8), jnp.zeros(8).at[0].set(1.0)
+    state = algorithm.init(KEY, batch(x))
+    new, found = algorithm.step(KEY, state, batch(x, mask))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((new, found)))
+
+
+def test_first_layer_output_has_mean_zero_and_variance_one():
+    """Worked: a network without a hidden activation that clips is linear in the normalised rows."""
+    net = networks.normalised_encoder("mlp", (3,), (2,), 2)
+    x = rows(200, 3)
+    params = net.init(KEY, x)
+    dense, last = params["params"]["Dense_0"], params["params"]["Dense_1"]
+    hidden = x @ dense["kernel"]
+    hidden = (hidden - hidden.mean(0, keepdims=True)) / jnp.sqrt(
+        hidden.var(0, keepdims=True) + 1e-5
+    )
+    expected = jax.nn.relu(hidden) @ last["kernel"] + last["bias"][None, :]
+    np.testing.assert_allclose(net.apply(params, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("conv", (7,), (8,), 2), "expected rows"),
+        (("cnn", (7,), (8,), 2), "'mlp' or 'conv'"),
+    ],
+)
+def test_bad_networks(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        networks.normalised_encoder(*arguments)
+
+
+# --- the algorithm
+
+
+def test_features_have_length_one():
+    algorithm = contrastive.build(SMALL, (5,))
+    z = algorithm.embed(algorithm.init(KEY, batch(rows())), rows())
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1.0, rtol=1e-5)
+
+
+def test_refresh_fixes_the_statistics():
+    algorithm = contrastive.build(SMALL, (5,))
+    x = rows(64)
+    state = train.fit(KEY, algorithm, x, epochs=2, batch_size=16).state
+    again = algorithm.refresh(KEY, state, x)
+    nets = contrastive.build_nets(SMALL, (5,))
+    expected = losses.unit_length(nets.encoder.apply(state.params["encoder"], x))
+    np.testing.assert_allclose(algorithm.embed(again, x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_pair_is_drawn_together():
+    """The loss pulls a row to its neighbour: after training they are nearer than others are."""
+    x = jax.random.normal(KEY, (64, 8))
+    near = jnp.arange(64)[:, None] ^ 1  # pairs (0, 1), (2, 3), ... that have nothing else in common
+    config = dataclasses.replace(SMALL, hidden=(64, 64))
+    algorithm = contrastive.build(config, (8,), optimizer=optax.adam(3e-3))
+    found = train.fit(KEY, algorithm, x, epochs=60, batch_size=64, neighbors=near, refresh_every=0)
+    state = algorithm.refresh(KEY, found.state, x)
+    z = algorithm.embed(state, x)
+    cosine = z @ z.T
+    of_pairs = jnp.mean(cosine[jnp.arange(64), near[:, 0]])
+    assert of_pairs > 0.6 and abs(float(jnp.mean(cosine))) < 0.2
+    assert found.metrics["alignment"][-1] > found.metrics["alignment"][0] + 0.3
+    assert found.metrics["loss"][-1] < 0.8 * found.metrics["loss"][0]
+
+
+def test_features_do_not_collapse():
+    """Trap: all rows at one point align every pair perfectly."""
+    x = rows(128, 6)
+    near = neighbors.nearest(x, 3).index
+    algorithm = contrastive.build(SMALL, (6,))
+    found = train.fit(KEY, algorithm, x, epochs=20, batch_size=64, neighbors=near)
+    z = algorithm.embed(algorithm.refresh(KEY, found.state, x), x)
+    assert jnp.linalg.norm(jnp.mean(z, axis=0)) < 0.7
+    assert jnp.linalg.matrix_rank(z - z.mean(0, keepdims=True), rtol=0.05) >= 3
+
+
+def test_digits_from_features_to_new_rows():
+    dataset, labels = data.load("digits")
+    x = dataset.x
+    config = contrastive.Config(hidden=(128, 128), embed_dim=32, n_layouts=2, classifier_steps=500)
+    algorithm = contrastive.build(config, x.shape[1:])
+    near = run.partners(x)
+    found = train.fit(
+        KEY, algorithm, x, epochs=40, neighbors=near, refresh_every=0, refresh_at_end=True
+    )
+    z, labelled = train.embed(algorithm, found.state, x)
+    rows_alone = np.asarray(kmeans.fit(KEY, x.reshape(len(x), -1), 10).labels)
+    assert metrics.accuracy(labels, labelled) > max(0.85, metrics.accuracy(labels, rows_alone))
+    few_z, few = train.embed(algorithm, found.state, x[100:140])
+    np.testing.assert_array_equal(few, labelled[100:140])
+    np.testing.assert_array_equal(few_z, z[100:140])
+
+
+def test_neighbours_of_rows_that_do_not_fit_are_refused(monkeypatch):
+    from deepclust_jax import config, stream
+
+    monkeypatch.setattr(stream, "fits_on_device", lambda x: False)
+    monkeypatch.setattr(stream, "_SAMPLE", 10)
+    with pytest.raises(config.ConfigError, match="use --limit 10") as error:
+        run.partners(np.zeros((20, 3), np.float32))
+    assert "\n" not in str(error.value)
+
+
+def test_partners_of_few_rows():
+    found = run.partners(np.asarray(rows(4)))
+    assert found.shape == (4, 3)
