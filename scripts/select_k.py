@@ -43,6 +43,10 @@ class Options:
     seed: int = 0
     """Seed of all that is drawn."""
 
+    draws: int = 1
+    """Draw everything so often anew; with more than one, print how often each score spoke for each
+    number. The scores printed and drawn are those of the first."""
+
     out: Path = Path("choice_of_k.png")
     """File for the plot."""
 
@@ -64,14 +68,19 @@ def select(options: Options) -> int:
     from deepclust_jax.report import figures, run_directory
 
     command.check_seed(options.seed)
+    if options.draws < 1:
+        raise ValueError(f"expected --draws >= 1, found {options.draws}")
     command.check_output(options.out, ".png", overwrite=options.overwrite)
     rows, _, _ = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
     )
-    evidence = select_k.sweep(
-        jax.random.key(options.seed), rows, options.k_max,
-        k_min=options.k_min, max_rows=options.max_rows,
-    )  # fmt: skip
+    key = jax.random.key(options.seed)
+    keys = [key, *(jax.random.fold_in(key, i) for i in range(1, options.draws))]
+    found = [
+        select_k.sweep(key, rows, options.k_max, k_min=options.k_min, max_rows=options.max_rows)
+        for key in keys
+    ]
+    evidence = found[0]
     suggested = select_k.suggestions(evidence)
     names = [name for name in evidence._fields if name not in ("k", "gap_error", "centroids")]
     print("  ".join(["  k", *(f"{name:>17}" for name in names)]))
@@ -81,6 +90,13 @@ def select(options: Options) -> int:
         line = (f"{c:>16.4g}{mark}" for c, mark in zip(cells, marks, strict=True))
         print("  ".join([f"{k:>3}", *line]))
     print("* what each score speaks for; they need not agree.")
+    if options.draws > 1:
+        shares = select_k.distribution(found)
+        print(f"Share of {options.draws} draws in which a score spoke for a number, in %:")
+        print("  ".join(["  k", *(f"{name:>17}" for name in shares)]))
+        for i, k in enumerate(evidence.k):
+            line = (f"{100 * share[i]:>16.0f} " for share in shares.values())
+            print("  ".join([f"{k:>3}", *line]))
     figures.choice_of_k(options.out, evidence, suggested)
     print(f"Plot: {options.out}")
     return 0

@@ -857,6 +857,11 @@ def test_evidence_for_the_number_of_clusters(base, tmp_path):
     assert [line.split()[0] for line in out.splitlines()[1:5]] == ["1", "2", "3", "4"]
     assert "--overwrite" in refused(SELECT_K, base.folder, "--out", plot)
     assert "half the rows" in refused(SELECT_K, base.folder, "--k-max", "150", "--out", "a.png")
+    assert "--draws >= 1" in refused(SELECT_K, base.folder, "--draws", "0", "--out", "a.png")
+    out = done(SELECT_K, base.folder, "--k-max", "4", "--draws", "2", "--out", plot, "--overwrite")
+    shares = out[out.index("Share of 2 draws") :].splitlines()
+    assert shares[1].split()[-1] == "all" and len(shares) == 7
+    assert sum(float(line.split()[-1]) for line in shares[2:6]) == pytest.approx(100, abs=2)
     assert "unknown data set" in refused(SELECT_K, "digitz", "--out", tmp_path / "b.png")
 
 

@@ -53,6 +53,30 @@ def test_every_score_finds_the_number_of_blobs(evidence):
     assert (np.diff(evidence.inertia) < 0).all()
 
 
+def test_shares_of_the_numbers_over_draws(blobs, evidence):
+    other = select_k.sweep(jax.random.key(5), blobs, 9)
+    found = select_k.distribution([evidence, other])
+    assert list(found) == [*select_k.suggestions(evidence), "all"]
+    for shares in found.values():
+        np.testing.assert_allclose(shares.sum(), 1.0)
+    assert found["all"][4] > 0.9, "five blobs"
+    # Worked: a score that speaks for 3 once and once for 5, and one that is silent in one draw.
+    changed = other._replace(
+        silhouette=np.where(other.k == 3, 2.0, other.silhouette),
+        gap=np.linspace(0, 9, 9), gap_error=np.zeros(9),
+    )  # fmt: skip
+    found = select_k.distribution([evidence, changed])
+    np.testing.assert_allclose(found["silhouette"], np.eye(9)[[2, 4]].mean(0))
+    np.testing.assert_allclose(found["gap"], np.eye(9)[4])
+
+
+def test_draws_of_other_numbers_have_no_shares(evidence):
+    few = evidence._replace(k=evidence.k[:3])
+    for draws in ([], [evidence, few]):
+        with pytest.raises(ValueError, match="expected sweeps of the same numbers"):
+            select_k.distribution(draws)
+
+
 def test_one_cluster_is_found_by_the_gap_and_the_bic():
     x = np.random.default_rng(0).normal(size=(600, 3)).astype(np.float32)
     found = select_k.suggestions(select_k.sweep(KEY, x, 6, **FEW))

@@ -2,10 +2,12 @@
 
     evidence = select_k.sweep(jax.random.key(0), x, 20)
     select_k.suggestions(evidence)      # {"silhouette": 7, "gap": 8, ...}: they need not agree
+    select_k.distribution([evidence, another])["all"]   # shares of 1 to 20, over several draws
 
 Every number of clusters is a k-means with the largest one and the others masked.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -114,6 +116,28 @@ def suggestions(evidence: Evidence) -> dict[str, int]:
     if np.isfinite(stable).any():
         found["stability"] = int(k[np.flatnonzero(stable >= np.nanmax(stable) - 0.01)[-1]])
     return found
+
+
+def distribution(draws: Sequence[Evidence]) -> dict[str, np.ndarray]:
+    """How often each score spoke for each number of clusters. -> shares [K] by score, and "all".
+
+    `draws` are sweeps of the same numbers with keys of their own: other parts of the rows, restarts
+    and halves; or of the codes of networks of other seeds. A score that never has a best one is
+    left out; "all" is the mean over the others. One number with most of the share is an answer,
+    many with a little are none.
+
+    Raises:
+        ValueError: no draws, or of different numbers.
+    """
+    if not draws or any(list(e.k) != list(draws[0].k) for e in draws):
+        numbers = [list(map(int, e.k)) for e in draws]
+        raise ValueError(f"expected sweeps of the same numbers of clusters, found {numbers}")
+    k, found = draws[0].k, {}
+    spoken = [suggestions(evidence) for evidence in draws]
+    for name in dict.fromkeys(name for each in spoken for name in each):
+        votes = [each[name] for each in spoken if name in each]
+        found[name] = np.array([votes.count(number) for number in k]) / len(votes)
+    return found | {"all": np.mean(list(found.values()), axis=0)} if found else {}
 
 
 @partial(jax.jit, static_argnames=("k_max", "n_init", "n_references", "n_halves"))
