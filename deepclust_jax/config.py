@@ -64,8 +64,8 @@ class Method:
     """Defaults of the options below: quick and good, or as published."""
 
     augment: Literal["none", "affine"] = "none"
-    """Random rotation and shift of images while the method trains, for contrastive also scale and
-    shear; the autoencoder that starts a method is trained on the images as they are."""
+    """Random rotation and shift of images while the method trains, for contrastive and info_max
+    also scale and shear; an autoencoder that starts a method has the images as they are."""
 
     weight: float | None = None
     """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
@@ -178,8 +178,9 @@ class Options:
 # What None stands for. The same for all data sets; an option that a method does not have is absent.
 # Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
 # algorithms/autoencoder.py); the others, their papers, dec and idec for the 20,000 steps that 73
-# epochs are on MNIST. The practical autoencoder has more than half of its training in epochs times
-# rate: 60 times 0.2, where the paper's has 300 times 0.067.
+# epochs are on MNIST. Contrastive and info_max have no paper with this network: the epochs are of
+# the order of SimCLR's and SCAN's. The practical autoencoder has more than half of its training in
+# epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
 _NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
 _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
@@ -298,6 +299,8 @@ def parse(args: Sequence[str] | None = None) -> Options:
         file = given.out / FILE
     values = {} if file is None else read(file)
     derived = values.pop(DERIVED, [])
+    if derived and "sizes" not in values:  # of a time when the network was of no method's own
+        derived += [name for name in _NETWORK if values.get(name) == _plain(_NETWORK[name])]
     before = flatten(Options()) | values
     if any(getattr(given, n) not in (None, str(before[n])) for n in _DECIDING):
         values = {name: value for name, value in values.items() if name not in derived}
@@ -452,8 +455,17 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
     if not options.network.hidden or min(options.network.hidden) < 1:
         raise ConfigError(f"expected --hidden widths >= 1, found {options.network.hidden}")
+    if flat["resets"] is not None and flat["resets"] >= flat["epochs"]:
+        raise ConfigError(
+            f"expected --resets < {flat['epochs']} (--epochs), found {flat['resets']}: no reset "
+            "would come"
+        )
     if options.run.resume and options.run.overwrite:
         raise ConfigError("expected --resume or --overwrite, found both")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _as_arguments(values: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from deepclust_jax.types import Array
 
 SIZES = ("free", "even", "prior")  # how a batch is assigned; see `prices`
-_SINKHORN = 100  # iterations
+_STAGES, _SINKHORN = 16, 20  # temperatures, and iterations at each
 
 
 def masked_mean(per_example: Array, mask: Array) -> Array:
@@ -57,7 +57,7 @@ def squared_distances(z: Array, centroids: Array) -> Array:
     return jnp.sum((z[:, None, :] - centroids[None, :, :]) ** 2, axis=-1)
 
 
-def prices(sqdist: Array, mask: Array, width: int, sizes: str, frequency: Array) -> Array:
+def prices(sqdist: Array, mask: Array, width: int, sizes: str, frequency: Array | None) -> Array:
     """What to add to squared distances [b, k] so that clusters get their sizes. -> [k].
 
     A row belongs to the cluster with the lowest sum of distance and price. In a mixture of
@@ -67,8 +67,8 @@ def prices(sqdist: Array, mask: Array, width: int, sizes: str, frequency: Array)
 
     - "free": prices of 0, every row to its nearest centroid;
     - "prior": the shares are `frequency` [k], which sum to 1;
-    - "even": shares for which the soft sizes in the batch are equal, by Sinkhorn's iterations in
-      the domain of logarithms (Caron et al. 2020, SwAV, eq. 3; Asano et al. 2020).
+    - "even": shares for which the soft sizes in the batch are equal, by Sinkhorn's iterations
+      (Caron et al. 2020, SwAV, eq. 3; Asano et al. 2020), see `even_shares`.
     """
     if sizes == "free":
         return jnp.zeros(sqdist.shape[1])
@@ -89,22 +89,35 @@ def check_sizes(sizes: str) -> None:
 
 def even_shares(scores: Array, mask: Array) -> Array:
     """Shares proportional to exp(scores) times what makes the sizes of the clusters in the batch
-    equal, by Sinkhorn's iterations. [b, k], [b] of 0/1 -> [b, k], rows sum to 1."""
+    equal, by Sinkhorn's iterations. [b, k], [b] of 0/1 -> [b, k], rows sum to 1.
+
+    Nearly equal: where every row is sure, sizes can miss by a few rows. A batch with fewer rows
+    than clusters is left as it is, for it has no even sizes.
+    """
     return jax.nn.softmax(scores + _even_log_shares(scores, mask)[None, :], axis=1)
 
 
 def _even_log_shares(scores: Array, mask: Array) -> Array:
     """What to add to scores [b, k] for equal sizes; at most 0. -> [k]."""
-    # In the domain of logarithms: exp of scores over a low temperature is 0 or overflows.
+    # In the domain of logarithms: exp of scores over a low temperature is 0 or overflows. Sharp
+    # scores take thousands of iterations, unless one begins at a temperature where they are soft.
     log_mask = jnp.where(mask > 0, 0.0, -jnp.inf)
+    spread = jnp.max(scores, axis=1) - jnp.min(scores, axis=1)
+    hottest = jnp.maximum(jnp.max(jnp.where(mask > 0, spread, 0.0)) / 4.0, 1.0)
 
-    def even(_, log_shares):
-        log_p = jax.nn.log_softmax(scores + log_shares[None, :], axis=1)
-        size = jax.nn.logsumexp(log_p + log_mask[:, None], axis=0)
-        log_shares = log_shares - size
-        return log_shares - jnp.max(log_shares)
+    def stage(i, price):
+        heat = hottest ** (1.0 - i / (_STAGES - 1))
 
-    return jax.lax.fori_loop(0, _SINKHORN, even, jnp.zeros(scores.shape[1]))
+        def even(_, log_shares):
+            log_p = jax.nn.log_softmax(scores / heat + log_shares[None, :], axis=1)
+            size = jax.nn.logsumexp(log_p + log_mask[:, None], axis=0)
+            log_shares = log_shares - size
+            return log_shares - jnp.max(log_shares)
+
+        return heat * jax.lax.fori_loop(0, _SINKHORN, even, price / heat)
+
+    price = jax.lax.fori_loop(0, _STAGES, stage, jnp.zeros(scores.shape[1]))
+    return jnp.where(jnp.sum(mask) >= scores.shape[1], price, 0.0)
 
 
 def to_own_centroid(z: Array, centroids: Array, labels: Array) -> Array:

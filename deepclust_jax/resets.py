@@ -5,9 +5,10 @@ Reclustering Barrier in Centroid-based Deep Clustering").
 
 Every so many epochs each weight of the encoder, but those of the layer that makes the code, becomes
 `keep` of itself and the rest of a fresh draw; k-means on the new codes replaces the centroids; and
-the optimiser forgets what it knew of the old ones. Training goes on from there, so that early
+the optimiser forgets where the old ones were going. Training goes on from there, so that early
 assignments are no trap. Deviations: the weights between are those of the encoder alone, the decoder
-learns on; counts of DCN begin again with the centroids.
+learns on; counts of DCN begin again with the centroids; and of Adam only the first moments are
+forgotten: it shares one count of steps, and without the second ones its steps would be too long.
 """
 
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from collections.abc import Callable
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepclust_jax import networks
 from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Params
 from deepclust_jax.types import State as AnyState
 
-_CLUSTERED = 10_000  # rows of which the new centroids are found, as in the paper
+_CLUSTERED = 10_000  # rows of which the new centroids are found, as in the paper, or k if more
 
 
 @flax.struct.dataclass
@@ -31,7 +33,7 @@ class State:
     epoch: Array  # [] int32, how often `refresh` was called
 
 
-def around(algorithm: Algorithm, *, every: int = 20, keep: float = 0.8) -> Algorithm:
+def around(algorithm: Algorithm, *, every: int, keep: float = 0.8) -> Algorithm:
     """The algorithm with a reset at the start of every `every`-th epoch, but for the first.
 
     Its state must have `params["encoder"]`, a perceptron or convolutions of networks.py, and
@@ -63,9 +65,10 @@ def around(algorithm: Algorithm, *, every: int = 20, keep: float = 0.8) -> Algor
         fresh = algorithm.init(draw_key, two)
         encoder = mixed(own.params["encoder"], fresh.params["encoder"], keep)
         own = own.replace(params=own.params | {"encoder": encoder})
-        z = algorithm.embed(own, x[:: -(-len(x) // _CLUSTERED)])
         is_trained = "centroids" in own.params
         k = len(own.params["centroids"] if is_trained else own.centroids)
+        some = np.linspace(0, len(x) - 1, min(len(x), max(_CLUSTERED, k))).astype(np.int32)
+        z = algorithm.embed(own, x[some])
         centroids = kmeans.fit(cluster_key, z, k).centroids
         if not is_trained:
             return own.replace(centroids=centroids, counts=fresh.counts)
@@ -89,11 +92,12 @@ def mixed(encoder: Params, fresh: Params, keep: float) -> Params:
 
 
 def without_memory(opt_state: AnyState) -> AnyState:
-    """The state of an optimiser with what it keeps of the centroids set to 0."""
+    """The state of an optimiser with its momentum of the centroids set to 0."""
 
     def forget(path, leaf):
-        names = [getattr(part, "key", None) for part in path]
-        return jnp.zeros_like(leaf) if "centroids" in names else leaf
+        names = [getattr(part, "key", getattr(part, "name", None)) for part in path]
+        is_momentum = "centroids" in names and "nu" not in names  # Adam's second moment
+        return jnp.zeros_like(leaf) if is_momentum else leaf
 
     return jax.tree_util.tree_map_with_path(forget, opt_state)
 

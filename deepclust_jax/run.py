@@ -32,8 +32,7 @@ FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
-# Of the views of a pair: wider than `augment.affine` has it by default, which the other methods
-# take. Chosen with the loss on pairs for all data sets.
+# Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 
 
@@ -56,7 +55,7 @@ class Trained(NamedTuple):
     state: State
     seconds: dict[str, float]  # by phase, of all sessions; compilation only of those cut short
     compile_seconds: dict[str, float]  # by phase, of this session
-    start: tuple[Algorithm, State] | None = None  # the autoencoder that a joint phase began with
+    start: tuple[Algorithm, State] | None = None  # what a joint phase began with
 
 
 class Restored(NamedTuple):
@@ -201,7 +200,7 @@ def execute(
         x: rows; see `train.fit`.
         folder: where checkpoints are kept and, if there are some, gone on from. None keeps none.
         seeds: which seeds to train; None: the first `--seeds`.
-        pretrained: states [S] of a finished autoencoder phase, to be used instead of training one.
+        pretrained: states [S] of a finished first phase, to be used instead of training one.
         near: what `partners` finds for the rows, where it is known already.
         on_epoch: called after every epoch.
 
@@ -215,6 +214,7 @@ def execute(
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     if options.method.likelihood == "bernoulli":
         _check_unit_range(x)
+    check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
@@ -232,9 +232,8 @@ def execute(
         store = None if folder is None else folder / phase.name
         seconds[phase.name], done = _so_far(store, phase, made)
         compile_seconds[phase.name] = 0.0
-        # The partners of pairs by features come from the start, also where training goes on.
-        is_needed = i == 0 and len(todo) == 2 and todo[1].pairs == "features"
-        begun = i == 0 and len(todo) == 2 and not is_needed and _begun(folder, todo[1])
+        begun = i == 0 and len(todo) == 2 and _begun(folder, todo[1])
+        begun = begun and not needs_start(folder, options)
         if not (done or begun):
             begin = time.perf_counter()
             if phase.pairs == "rows":
@@ -264,18 +263,31 @@ def execute(
     return Trained(todo[-1].algorithm, state, seconds, compile_seconds, start)
 
 
-def partners(x: Any) -> Array:
-    """The rows that may be the partner of each of the rows x [n, ...]: its nearest. -> [n, 5].
-
-    Raises:
-        ConfigError: the rows are too many to be held at once.
-    """
-    rows = stream.sample(x)
-    if len(rows) < x.shape[0]:
+def check_pairs(options: config.Options, x: Any) -> None:
+    """Raise ConfigError where a method on pairs gets rows too many to be held at once."""
+    size = stream.sample_size(x)
+    if options.method.method in ("contrastive", "info_max") and size < x.shape[0]:
         raise config.ConfigError(
-            f"expected rows that fit in memory, whose neighbours can be found, found {x.shape[0]:,}"
-            f"; use --limit {len(rows)}"
+            f"--method {options.method.method} finds the neighbours of all rows, which must fit in "
+            f"memory, found {x.shape[0]:,} rows; use --limit {size}"
         )
+
+
+def needs_start(folder: Path | None, options: config.Options) -> bool:
+    """Whether joint training that has begun still needs what it started from: for pairs by its
+    features. `folder` is that of the checkpoints."""
+    if folder is None or options.method.method != "info_max":
+        return False
+    step = checkpoint.newest_sound(folder / "train")
+    if step is None:
+        return True
+    known = checkpoint.metadata(folder / "train", step)
+    return known.get("finished_epochs") != options.training.epochs
+
+
+def partners(x: Any) -> Array:
+    """The rows that may be the partner of each of the rows x [n, ...]: its nearest. -> [n, 5]."""
+    rows = stream.sample(x)
     return _nearest(rows.reshape(len(rows), -1))
 
 
@@ -363,14 +375,16 @@ def check_same(folder: Path, options: config.Options) -> None:
             )
 
 
-def drop_damaged(folder: Path) -> list[str]:
+def drop_damaged(folder: Path, options: config.Options) -> list[str]:
     """Remove damaged checkpoints of a run, so that the ones before serve. -> what was removed."""
     removed = []
     for name in PHASES:
         # Joint training begins again from a sound pretraining, which it needs no more once begun.
-        if name == "pretrain" and checkpoint.newest_sound(folder / "train") is not None:
+        has_begun = checkpoint.newest_sound(folder / "train") is not None
+        if name == "pretrain" and has_begun and not needs_start(folder, options):
             continue
-        spare = name == "train" and checkpoint.newest_sound(folder / "pretrain") is not None
+        has_start = checkpoint.newest_sound(folder / "pretrain") is not None
+        spare = has_begun if name == "pretrain" else has_start
         steps = checkpoint.drop_damaged(folder / name, spare=spare)
         removed += [f"step {step} of {name}" for step in steps]
     return removed
@@ -380,7 +394,8 @@ def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]
     """Epochs that the checkpoints of a run hold, by phase; a phase that is lost but done is not."""
     steps = -(-n // min(options.training.batch_size, n))
     found = {name: checkpoint.latest(folder / name) for name in PHASES}
-    if found["train"] is not None and found["pretrain"] is None:
+    is_lost = found["train"] is not None and found["pretrain"] is None
+    if is_lost and not needs_start(folder, options):
         del found["pretrain"]
     return {name: (step or 0) // steps for name, step in found.items()}
 

@@ -26,13 +26,20 @@ def fits_on_device(x: Any) -> bool:
     return 4 * x.size <= limit / 2
 
 
+def sample_size(x: Any) -> int:
+    """How many rows `sample` gives of x [n, ...]."""
+    if fits_on_device(x):
+        return x.shape[0]
+    return min(x.shape[0], _SAMPLE, max(1, _SAMPLE_BYTES // (4 * math.prod(x.shape[1:]))))
+
+
 def sample(x: Any) -> Array:
     """All rows, or a fixed uniform sample of those that do not fit. [n, ...] float32.
 
     The sample has 65,536 rows, or what a GiB holds if that is less.
     """
-    size = min(_SAMPLE, max(1, _SAMPLE_BYTES // (4 * math.prod(x.shape[1:]))))
-    if fits_on_device(x) or x.shape[0] <= size:
+    size = sample_size(x)
+    if x.shape[0] == size:
         return jnp.asarray(x[:], jnp.float32)
     rows = np.random.default_rng(0).choice(x.shape[0], size, replace=False)
     return jnp.asarray(x[np.sort(rows)], jnp.float32)  # sorted: a memory map is read forwards

@@ -73,12 +73,13 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
+    run.check_pairs(options, dataset.x)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
     folder = prepare_folder(given, options, dataset.checksum)
     print(facts(options, dataset, labels))
     if options.run.resume:
-        for dropped in run.drop_damaged(folder / "checkpoint"):
+        for dropped in run.drop_damaged(folder / "checkpoint", options):
             print(f"damaged checkpoint removed: {dropped}; going on from what is sound")
     done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
     resume = done if options.run.resume else None

@@ -132,6 +132,23 @@ def test_what_a_run_derived_is_derived_anew_for_another_method_or_other_data(tmp
     assert config.resolve(parsed(f"{repeat} --method autoencoder")).training.epochs == 7
 
 
+def test_the_network_of_an_older_file_is_not_that_of_a_method_on_pairs(tmp_path):
+    file = tmp_path / config.FILE
+    old = {"method": "autoencoder", "hidden": [500, 500, 2000], "embed_dim": 10, "epochs": 60}
+    for hidden, expected in (([500, 500, 2000], (512, 512)), ([64, 32], (64, 32))):
+        file.write_text(json.dumps(old | {"hidden": hidden, "derived": ["epochs"]}))
+        found = config.resolve(parsed(f"--config {file} --method contrastive"))
+        assert found.network.hidden == expected and found.network.embed_dim == 64
+        same = config.resolve(parsed(f"--config {file}"))
+        assert same.network.hidden == tuple(hidden) and same.network.embed_dim == 10
+
+
+def test_resets_that_never_come_are_refused():
+    with pytest.raises(config.ConfigError, match=r"expected --resets < 20 \(--epochs\), found 20"):
+        resolved("--method", "dcn", "--resets", "20")
+    assert resolved("--method", "dcn", "--resets", "19").method.resets == 19
+
+
 def test_the_command_line_overrides_the_file(tmp_path):
     file = tmp_path / "o.json"
     file.write_text(json.dumps({"epochs": 3, "hidden": [16, 8, 4], "seeds": 2, "weight": 0.5}))

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from deepclust_jax import augment, data, losses, metrics, networks, run, train
-from deepclust_jax.algorithms import contrastive
+from deepclust_jax import augment, config, data, losses, metrics, networks, run, stream, train
+from deepclust_jax.algorithms import contrastive, dcn, info_max
 from deepclust_jax.clustering import kmeans, neighbors
 from deepclust_jax.types import Batch
 
@@ -148,8 +148,8 @@ def test_a_pair_is_drawn_together():
     """The loss pulls a row to its neighbour: after training they are nearer than others are."""
     x = jax.random.normal(KEY, (64, 8))
     near = jnp.arange(64)[:, None] ^ 1  # pairs (0, 1), (2, 3), ... that have nothing else in common
-    config = dataclasses.replace(SMALL, hidden=(64, 64))
-    algorithm = contrastive.build(config, (8,), optimizer=optax.adam(3e-3))
+    wide = dataclasses.replace(SMALL, hidden=(64, 64))
+    algorithm = contrastive.build(wide, (8,), optimizer=optax.adam(3e-3))
     found = train.fit(KEY, algorithm, x, epochs=60, batch_size=64, neighbors=near, refresh_every=0)
     state = algorithm.refresh(KEY, found.state, x)
     z = algorithm.embed(state, x)
@@ -174,8 +174,8 @@ def test_features_do_not_collapse():
 def test_digits_from_features_to_new_rows():
     dataset, labels = data.load("digits")
     x = dataset.x
-    config = contrastive.Config(hidden=(128, 128), embed_dim=32, n_layouts=2, classifier_steps=500)
-    algorithm = contrastive.build(config, x.shape[1:])
+    small = contrastive.Config(hidden=(128, 128), embed_dim=32, n_layouts=2, classifier_steps=500)
+    algorithm = contrastive.build(small, x.shape[1:])
     near = run.partners(x)
     found = train.fit(
         KEY, algorithm, x, epochs=40, neighbors=near, refresh_every=0, refresh_at_end=True
@@ -188,14 +188,56 @@ def test_digits_from_features_to_new_rows():
     np.testing.assert_array_equal(few_z, z[100:140])
 
 
-def test_neighbours_of_rows_that_do_not_fit_are_refused(monkeypatch):
-    from deepclust_jax import config, stream
+def options(method, *more):
+    args = ["--method", method, "--n-clusters", "3", "--epochs", "1", "--hidden", "8", *more]
+    return config.resolve(config.parse([*args, "--seeds", "1"]))
 
+
+@pytest.mark.parametrize("method", ["contrastive", "info_max"])
+def test_neighbours_of_rows_that_do_not_fit_are_refused(monkeypatch, method):
+    """Before anything is trained, and before anything is written."""
     monkeypatch.setattr(stream, "fits_on_device", lambda x: False)
     monkeypatch.setattr(stream, "_SAMPLE", 10)
-    with pytest.raises(config.ConfigError, match="use --limit 10") as error:
-        run.partners(np.zeros((20, 3), np.float32))
-    assert "\n" not in str(error.value)
+    monkeypatch.setattr(train, "fit", None)
+    x = np.zeros((20, 3), np.float32)
+    for call in (run.check_pairs, run.execute):
+        with pytest.raises(config.ConfigError, match="use --limit 10") as error:
+            call(options(method), x)
+        assert "\n" not in str(error.value)
+    run.check_pairs(options("dcn"), x)
+    run.check_pairs(options(method), x[:10])
+
+
+def test_pairs_are_by_rows_first_and_then_by_the_features(monkeypatch):
+    x, given, fit = np.asarray(rows(40)), [], train.fit
+
+    def noted(*args, neighbors, **more):
+        given.append(neighbors)
+        return fit(*args, neighbors=neighbors, **more)
+
+    monkeypatch.setattr(train, "fit", noted)
+    found = run.execute(options("info_max", "--pretrain-epochs", "1"), x)
+    features = train.embed(*found.start, x)[0][0]
+    np.testing.assert_array_equal(given[0], neighbors.nearest(x, 5).index)
+    np.testing.assert_array_equal(given[1][0], neighbors.nearest(features, 5).index)
+    assert (np.asarray(given[0]) != np.asarray(given[1][0])).any()
+
+
+def test_views_of_images_are_scaled_and_sheared(monkeypatch):
+    """More than by the affine change of the other methods, in both phases."""
+    for method, n in (("contrastive", 1), ("info_max", 2), ("dcn", 0)):
+        seen = []
+        for module in (contrastive, info_max, dcn):
+            build = module.build
+
+            def noted(*args, augment=None, build=build, seen=seen, **more):
+                seen.append(augment)
+                return build(*args, augment=augment, **more)
+
+            monkeypatch.setattr(module, "build", noted)
+        run.phases(options(method, "--augment", "affine"), (20, 8, 8, 1))
+        assert seen.count(run._WIDE) == n and seen
+        monkeypatch.undo()
 
 
 def test_partners_of_few_rows():

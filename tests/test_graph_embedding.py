@@ -134,6 +134,14 @@ def test_information_is_that_of_scikit_learn():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_information_of_many_edges_loses_none():
+    """Trap: a sum of ten million weights in float32 stops growing before its end."""
+    n = 1_000_000
+    labels, index = jnp.arange(n) % 2, (jnp.arange(n)[:, None] + jnp.arange(2, 42, 2)[None, :]) % n
+    found = graph_embedding.information(labels, index, jnp.full(index.shape, 0.7), 2)
+    np.testing.assert_allclose(found, np.log(2), rtol=1e-5)
+
+
 def test_clusters_joined_and_cut_have_less_information():
     """Trap: a layout that joins two clusters and cuts a third can have the likelier mixture."""
     x, labels = load_digits(return_X_y=True)

@@ -1,5 +1,7 @@
 """Resets around methods with centroids: when, what stays, and what is new."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,13 +42,14 @@ def test_a_reset_comes_every_so_many_epochs_and_not_at_the_start(case):
     _, algorithm = case
     x = rows()
     first = train.init(KEY, algorithm, x)
-    for times, changes in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 2)):
-        found = encoder(refreshed(algorithm, first, x, times))["Dense_0"]["kernel"]
-        # Every reset draws anew: after two of them 0.64 of the first weights is left.
-        left = jnp.vdot(found, encoder(first)["Dense_0"]["kernel"]) / jnp.sum(
-            encoder(first)["Dense_0"]["kernel"] ** 2
-        )
-        np.testing.assert_allclose(left, 0.8**changes, atol=0.2 * (changes > 0) + 1e-6)
+    kernels = [encoder(refreshed(algorithm, first, x, n))["Dense_0"]["kernel"] for n in range(6)]
+    changed = [bool((a != b).any()) for a, b in itertools.pairwise(kernels)]
+    assert changed == [False, False, True, False, True]  # at the starts of epochs 2 and 4
+    # Every reset draws anew, and keeps 0.8 of what was there.
+    drawn = [(b - 0.8 * a) / 0.2 for a, b in ((kernels[2], kernels[3]), (kernels[4], kernels[5]))]
+    for fresh in drawn:
+        np.testing.assert_allclose(fresh.std(), kernels[0].std(), rtol=0.3)
+    assert jnp.abs(jnp.corrcoef(*(d.reshape(-1) for d in drawn))[0, 1]) < 0.5
 
 
 def test_the_layer_of_the_code_and_the_decoder_stay(case):
@@ -89,7 +92,7 @@ def test_the_optimiser_forgets_the_old_centroids(case):
     before, after = state.own.opt_state[0], refreshed(algorithm, state, x, 1).own.opt_state[0]
     assert jnp.abs(before.mu["centroids"]).max() > 0
     np.testing.assert_array_equal(after.mu["centroids"], 0.0)
-    np.testing.assert_array_equal(after.nu["centroids"], 0.0)
+    np.testing.assert_array_equal(after.nu["centroids"], before.nu["centroids"])
     for a, b in zip(
         jax.tree.leaves(before.mu["encoder"]), jax.tree.leaves(after.mu["encoder"]), strict=True
     ):
@@ -127,7 +130,9 @@ def test_seeds_together_equal_seeds_alone(case):
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 1.5}, {"keep": float("nan")}])
+@pytest.mark.parametrize(
+    "bad", [{"every": 0}, {"every": 2, "keep": 1.5}, {"every": 2, "keep": float("nan")}]
+)
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(ValueError, match="expected every >= 1"):
         resets.around(dcn.build(dcn.Config(**SMALL), (5,)), **bad)

@@ -365,6 +365,44 @@ def test_one_sound_phase_is_enough_to_go_on_from(base, tmp_path, phase):
     assert (baselines.START in ways) == (phase == "train")
 
 
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_pairs_by_features_go_on_where_their_start_is_damaged_or_lost(tmp_path, monkeypatch, how):
+    """What they need of it is made again; a finished run needs nothing."""
+    args = [*TINY, "--method", "info_max", "--seeds", "1", "--limit", "100", "--epochs", "3"]
+    whole = tmp_path / "whole"
+    done(TRAIN, *args, "--out", whole)
+
+    def broken(name):
+        out = shutil.copytree(whole, tmp_path / name)
+        if how == "lost":
+            shutil.rmtree(out / "checkpoint" / "pretrain")
+        else:
+            for step in (out / "checkpoint" / "pretrain").iterdir():
+                damage(step)
+        return out
+
+    unfinished = broken("unfinished")
+    store = unfinished / "checkpoint" / "train"
+    noted = checkpoint.metadata(store)
+    monkeypatch.setattr(checkpoint, "metadata", lambda folder, step=None: (
+        noted | {"finished_epochs": None} if Path(folder) == store else REAL(folder, step)
+    ))  # fmt: skip
+    done(TRAIN, "--resume", "--out", unfinished)
+    assert results(unfinished) == results(whole)
+    monkeypatch.undo()
+    finished = broken("finished")
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", None)
+    done(TRAIN, "--resume", "--out", finished)
+    monkeypatch.setattr(train, "fit", fit)
+    np.testing.assert_array_equal(
+        np.load(finished / "labels_all.npy"), np.load(whole / "labels_all.npy")
+    )
+
+
+REAL = checkpoint.metadata
+
+
 def test_resuming_a_finished_run_trains_and_counts_nothing_again(base, tmp_path, monkeypatch):
     out = shutil.copytree(base.folder, tmp_path / "run")
     monkeypatch.setattr(train, "fit", None)
@@ -639,7 +677,11 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "n2d", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (["--method", "info_max", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
-        (["--method", "dcn", "--resets", "1", "--sizes", "even"], {"pretrain", "train"}, (3, 200)),
+        (
+            ["--method", "dcn", "--resets", "1", "--sizes", "even", "--epochs", "3"],
+            {"pretrain", "train"},
+            (3, 200),
+        ),
         (["--network", "conv"], {"train"}, (1, 50)),
     ],
 )

@@ -34,6 +34,30 @@ def test_even_shares_have_even_sizes():
     np.testing.assert_allclose(found.sum(1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sharpness", [1.0, 10.0, 100.0])
+def test_clusters_far_apart_have_even_sizes_too(sharpness):
+    """Trap: from prices of 0 Sinkhorn's iterations move sure rows by the thousand only."""
+    centroids = jnp.array([[0.0, 0.0], [4.0, 0.0], [8.0, 0.0]])
+    own = jnp.repeat(jnp.arange(3), jnp.array([210, 33, 13]), total_repeat_length=256)
+    z = centroids[own] + 0.3 * jax.random.normal(KEY, (256, 2))
+    sqdist, mask = losses.squared_distances(z, centroids), jnp.ones(256)
+    shares = losses.even_shares(-sharpness * sqdist, mask)
+    np.testing.assert_allclose(shares.sum(0), 256 / 3, atol=4)
+    price = losses.prices(sqdist, mask, 2, "even", None)
+    sizes = np.bincount(jnp.argmin(sqdist + price[None, :], axis=1), minlength=3)
+    np.testing.assert_allclose(sizes, 256 / 3, atol=4)
+
+
+def test_fewer_rows_than_clusters_go_where_they_are_nearest():
+    """Trap: the last batch of an epoch may have one row, which has no even sizes."""
+    _, _, sqdist = uneven()
+    mask = jnp.zeros(300).at[0].set(1.0)
+    np.testing.assert_array_equal(losses.prices(sqdist, mask, 2, "even", None), 0.0)
+    np.testing.assert_allclose(
+        losses.even_shares(-sqdist, mask)[0], jax.nn.softmax(-sqdist[0]), rtol=1e-5
+    )
+
+
 def test_even_shares_by_hand():
     """Two rows that both like the first cluster by log 3: one half each, by symmetry."""
     scores = jnp.log(jnp.array([[3.0, 1.0], [3.0, 1.0]]))

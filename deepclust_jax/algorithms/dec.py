@@ -18,7 +18,7 @@ The targets p stay as they are from one `refresh` to the next, and their sums ru
 `refresh` is given, not over a batch. They are no table of n rows: the state keeps the encoder and
 the centroids as they were then, and a step computes the targets of its rows from those. That is the
 same number for every row, whatever its place in a batch, also for data that are streamed and never
-all at hand; it costs one more pass through the encoder.
+all at hand; it costs one more pass through the encoder. (With sizes "even" they are of the batch.)
 
 Deviations: targets are renewed once an epoch and not every 140 steps (MNIST) or 30 (USPS, where an
 epoch has 37), and training ends after a number of epochs, not when labels change little.

@@ -47,7 +47,7 @@ class State:
     params: Params  # {"encoder", "decoder", "centroids"}
     opt_state: optax.OptState
     epoch: Array  # [] int32, how often `refresh` was called
-    frequency: Array  # [k], share of the rows that were nearest to each centroid at the last one
+    frequency: Array | None  # [k], shares of the clusters at the last one, if they are the prior
 
 
 class Nets(NamedTuple):
@@ -93,11 +93,11 @@ def loss(
     reconstruction = losses.masked_mean(losses.reconstruction(batch.x, x_hat), batch.mask)
     # A row keeps its weights however it was augmented: that makes the code invariant.
     clean = None if batch.clean is None else nets.encoder.apply(params["encoder"], batch.clean)
-    sqdist = losses.squared_distances(z if clean is None else clean, params["centroids"])
-    price = losses.prices(sqdist, batch.mask, z.shape[1], config.sizes, state.frequency)
-    own = alpha(state, config)
+    own = losses.squared_distances(z if clean is None else clean, params["centroids"])
+    price = losses.prices(own, batch.mask, z.shape[1], config.sizes, state.frequency)
+    sharpness = alpha(state, config)
     pull = losses.masked_mean(
-        losses.soft_kmeans(z, params["centroids"], own, clean=clean, price=price), batch.mask
+        losses.soft_kmeans(z, params["centroids"], sharpness, clean=clean, price=price), batch.mask
     )
     value = reconstruction + config.weight * pull
     return value, {"reconstruction": reconstruction, "pull": pull}
@@ -108,7 +108,9 @@ def monitor(params: Params, state: State, batch: Batch, *, nets: Nets, config: C
     sqdist = losses.squared_distances(
         nets.encoder.apply(params["encoder"], augmentation.clean(batch)), params["centroids"]
     )
-    weights = jax.nn.softmax(-alpha(state, config) * sqdist, axis=-1)
+    width = params["centroids"].shape[1]
+    price = losses.prices(sqdist, batch.mask, width, config.sizes, state.frequency)
+    weights = jax.nn.softmax(-alpha(state, config) * (sqdist + price[None, :]), axis=-1)
     gaps = losses.squared_distances(params["centroids"], params["centroids"])
     apart = jnp.where(jnp.eye(config.n_clusters, dtype=bool), jnp.inf, gaps)
     return {
@@ -147,7 +149,8 @@ def build(
         shape = (config.n_clusters, config.embed_dim)
         centroids = jax.random.uniform(jax.random.fold_in(key, 1), shape, minval=-1.0, maxval=1.0)
         params = {**autoencoder.init_params(key, batch.x, nets), "centroids": centroids}
-        alike = jnp.full(config.n_clusters, 1.0 / config.n_clusters)
+        has_prior = config.sizes == "prior"
+        alike = jnp.full(config.n_clusters, 1.0 / config.n_clusters) if has_prior else None
         return State(jnp.int32(0), params, tx.init(params), jnp.int32(0), alike)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -116,10 +116,14 @@ def information(labels: Array, index: Array, weights: Array, n_clusters: int) ->
     [n, k] -> 0 where one cluster has all rows, and at most the entropy of the sizes, where no edge
     leads from one cluster to another. Cuts through dense places lower it, and so does joining.
     """
-    pairs = (labels[:, None] * n_clusters + labels[index]).reshape(-1)
-    joint = jnp.bincount(pairs, weights.reshape(-1), length=n_clusters**2)
-    joint = joint.reshape(n_clusters, n_clusters)
-    joint = (joint + joint.T) / (2.0 * jnp.sum(weights))
+
+    def of_column(column):  # apart: long sums of float32 lose their last terms
+        other, weight = column
+        return jnp.bincount(labels * n_clusters + labels[other], weight, length=n_clusters**2)
+
+    joint = jnp.sum(jax.lax.map(of_column, (index.T, weights.T)), axis=0)
+    joint = joint.reshape(n_clusters, n_clusters) / jnp.sum(joint)
+    joint = (joint + joint.T) / 2.0
     own = jnp.sum(joint, axis=1)
     return jnp.sum(
         joint * jnp.log(jnp.where(joint > 0, joint / (own[:, None] * own[None, :]), 1.0))

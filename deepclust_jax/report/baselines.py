@@ -1,5 +1,5 @@
 """What a method has to beat on the same rows and seeds: k-means on the rows as they are, and the
-autoencoder that its joint training began with."""
+autoencoder or contrastive features that its joint training began with."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
-START = "autoencoder, before joint training"
+START = "start, before joint training"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
 _BLOCK = 4096
