@@ -9,6 +9,7 @@ import pytest
 
 from deepclust_jax import data, losses, metrics, run, train
 from deepclust_jax.algorithms import contrastive, info_max
+from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -150,6 +151,16 @@ def digits():
 
 
 DIGITS = {"hidden": (128, 128), "embed_dim": 32}
+
+
+def test_contrastive_features_of_digits_and_labels_of_new_rows(digits):
+    algorithm, state, x, labels = digits
+    z, labelled = train.embed(algorithm, state, x)
+    rows_alone = np.asarray(kmeans.fit(KEY, x.reshape(len(x), -1), 10).labels)
+    assert metrics.accuracy(labels, labelled) > max(0.85, metrics.accuracy(labels, rows_alone))
+    few_z, few = train.embed(algorithm, state, x[100:140])
+    np.testing.assert_array_equal(few, labelled[100:140])
+    np.testing.assert_array_equal(few_z, z[100:140])
 
 
 @pytest.mark.parametrize("name", info_max.OBJECTIVES)

@@ -18,7 +18,8 @@ after training. It also fixes the statistics of the batch normalisation, which i
 of the batch: `embed` gives every row a code of its own.
 
 Deviations from both papers: a perceptron by default, without their projection head: the features
-that are clustered are those of the loss. Statistics are of at most 8,192 rows, evenly spaced.
+that are clustered are those of the loss. Statistics are of at most 8,192 rows, evenly spaced, and
+of large images of fewer.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ from deepclust_jax import distil, losses, networks
 from deepclust_jax.clustering import graph_embedding
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
-_MEASURED = 8192  # rows of which the statistics are taken
+_MEASURED = 8192  # rows of which the statistics are taken, or
+_NUMBERS = 2**23  # as many as hold so many numbers, but 256 at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,8 @@ def loss(
 
 def measured(encoder: networks.Normalised, params: Params, x: Array) -> Params:
     """Statistics of the batch normalisation for rows x [n, ...]."""
-    return encoder.measure(params, x[:: -(-len(x) // _MEASURED)])
+    rows = min(_MEASURED, max(256, _NUMBERS // x[0].size))  # all their layers are held at once
+    return encoder.measure(params, x[:: -(-len(x) // rows)])
 
 
 def build(
