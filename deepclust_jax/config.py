@@ -300,7 +300,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     values = {} if file is None else read(file)
     derived = values.pop(DERIVED, [])
     if derived and "sizes" not in values:  # of a time when the network was of no method's own
-        derived += [name for name in _NETWORK if values.get(name) == _plain(_NETWORK[name])]
+        derived += [name for name in _NETWORK if values.get(name) == plain(_NETWORK[name])]
     before = flatten(Options()) | values
     if any(getattr(given, n) not in (None, str(before[n])) for n in _DECIDING):
         values = {name: value for name, value in values.items() if name not in derived}
@@ -464,7 +464,8 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError("expected --resume or --overwrite, found both")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists."""
     return list(value) if isinstance(value, tuple) else value
 
 

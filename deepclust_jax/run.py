@@ -30,6 +30,7 @@ PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 
 _SAVE_EVERY = 60.0  # seconds between checkpoints
+_ON_PAIRS = ("contrastive", "info_max")
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
@@ -105,7 +106,8 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         "precision": network.precision,
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
-    change = augment.affine if method.augment == "affine" else None
+    affine = _WIDE if method.method in _ON_PAIRS else augment.affine
+    change = affine if method.augment == "affine" else None
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
         return falling_rate(rate, steps * epochs, training.decay)
@@ -119,7 +121,6 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
         own = contrastive.Config(**common, learning_rate=rate)
         optimizer = optax.adam(falling(rate, epochs))
-        change = _WIDE if method.augment == "affine" else None
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
 
@@ -140,8 +141,6 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     rate = falling(training.learning_rate, training.epochs)
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
-    if method.method == "info_max" and change is not None:
-        change = _WIDE
     if method.method == "n2d":
         optimizer = autoencoder.sgd(rate, autoencoder.Config())
     algorithm = module.build(
@@ -266,7 +265,7 @@ def execute(
 def check_pairs(options: config.Options, x: Any) -> None:
     """Raise ConfigError where a method on pairs gets rows too many to be held at once."""
     size = stream.sample_size(x)
-    if options.method.method in ("contrastive", "info_max") and size < x.shape[0]:
+    if options.method.method in _ON_PAIRS and size < x.shape[0]:
         raise config.ConfigError(
             f"--method {options.method.method} finds the neighbours of all rows, which must fit in "
             f"memory, found {x.shape[0]:,} rows; use --limit {size}"
@@ -351,7 +350,7 @@ def write_options(
     """
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
     asked = config.flatten(given)
-    kept = [k for k in before.get(config.DERIVED, []) if before.get(k) == _plain(values[k])]
+    kept = [k for k in before.get(config.DERIVED, []) if before.get(k) == config.plain(values[k])]
     values[config.DERIVED] = [
         k for k in values if values[k] is not None and (asked[k] is None or k in kept)
     ]
@@ -368,7 +367,7 @@ def check_same(folder: Path, options: config.Options) -> None:
     """Raise ConfigError unless the run in the folder was started with these options."""
     before, now = (config.flatten(o) for o in (read_options(folder), options))
     for name in before:
-        if name not in FREE and _plain(before[name]) != _plain(now[name]):
+        if name not in FREE and config.plain(before[name]) != config.plain(now[name]):
             flag = name.replace("_", "-")
             raise config.ConfigError(
                 f"--resume: the run in {folder} has --{flag} {before[name]}, found {now[name]}"
@@ -507,7 +506,3 @@ def _epoch_hook(phase: Phase, store, before: float, made, on_epoch: OnEpoch | No
             saved = time.monotonic()
 
     return hook
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

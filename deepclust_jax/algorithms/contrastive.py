@@ -88,13 +88,23 @@ def loss(
     Both views are normalised together. The metric `alignment` is the mean cosine of the pairs.
     """
     del state, key
-    partner = batch.x if batch.partner is None else batch.partner
-    views = jnp.concatenate([batch.x, partner])
-    z = nets.encoder.apply(params["encoder"], views, jnp.concatenate([batch.mask, batch.mask]))
-    one, other = jnp.split(losses.unit_length(z), 2)
+    one, other = jnp.split(of_pairs(nets.encoder, params["encoder"], batch), 2)
     cost = losses.contrast(one, other, batch.mask, config.temperature)
     alignment = losses.masked_mean(jnp.sum(one * other, axis=-1), batch.mask)
     return losses.masked_mean(cost, batch.mask), {"alignment": alignment}
+
+
+def of_pairs(encoder: networks.Normalised, params: Params, batch: Batch) -> Array:
+    """Features of the rows of a batch, then of their partners, normalised together. -> [2 b, d]."""
+    partner = batch.x if batch.partner is None else batch.partner
+    mask = jnp.concatenate([batch.mask, batch.mask])
+    return losses.unit_length(encoder.apply(params, jnp.concatenate([batch.x, partner]), mask))
+
+
+def features(encoder: networks.Normalised, params: Params, statistics: Params, x: Array) -> Array:
+    """Features of rows x [n, ...] by fixed statistics, of unit length. -> [n, d]."""
+    fixed = partial(encoder.fixed, params)
+    return losses.unit_length(networks.apply_in_blocks(fixed, statistics, x))
 
 
 def measured(encoder: networks.Normalised, params: Params, x: Array) -> Params:
@@ -154,8 +164,7 @@ def build(
         return state.replace(labeller=labeller, best=best)
 
     def embed(state: State, x: Array) -> Array:
-        encoder = partial(nets.encoder.fixed, state.params["encoder"])
-        return losses.unit_length(networks.apply_in_blocks(encoder, state.statistics, x))
+        return features(nets.encoder, state.params["encoder"], state.statistics, x)
 
     def assign(state: State, z: Array) -> Array:
         logits = distil.logits(state.labeller, nets.classifier, z)

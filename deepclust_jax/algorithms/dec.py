@@ -94,10 +94,12 @@ def targets(snapshot: Snapshot, x: Array, mask: Array, nets: Nets, config: Confi
     z = nets.encoder.apply(snapshot.encoder, x)
     log_q = losses.log_student_t(z, snapshot.centroids)
     if config.sizes == "free":
-        return jax.lax.stop_gradient(losses.sharpened(log_q, snapshot.frequency))
-    if config.sizes == "prior":
-        return jax.lax.stop_gradient(jax.nn.softmax(2.0 * log_q, axis=-1))
-    return jax.lax.stop_gradient(losses.even_shares(2.0 * log_q, mask))
+        p = losses.sharpened(log_q, snapshot.frequency)
+    elif config.sizes == "prior":
+        p = jax.nn.softmax(2.0 * log_q, axis=-1)
+    else:
+        p = losses.even_shares(2.0 * log_q, mask)
+    return jax.lax.stop_gradient(p)
 
 
 def loss(

@@ -25,7 +25,6 @@ has no weight, does so least. Deviations: the second view is of a neighbour and 
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import flax
@@ -111,10 +110,8 @@ def loss(
     The metric `sureness` is the mean largest probability, 1/k to 1.
     """
     del key
-    partner = batch.x if batch.partner is None else batch.partner
-    views, mask = jnp.concatenate([batch.x, partner]), batch.mask
-    z = nets.encoder.apply(params["encoder"], views, jnp.concatenate([mask, mask]))
-    one, other = jnp.split(shares(params, state, losses.unit_length(z), nets, config), 2, axis=1)
+    z, mask = contrastive.of_pairs(nets.encoder, params["encoder"], batch), batch.mask
+    one, other = jnp.split(shares(params, state, z, nets, config), 2, axis=1)
     values = jax.vmap(lambda one, other: objective(one, other, mask, config))(one, other)
     sureness = losses.masked_mean(jnp.mean(jnp.max(one, axis=-1), axis=0), mask)
     return jnp.mean(values), {"sureness": sureness}
@@ -189,8 +186,7 @@ def build(
         return state.replace(head=jnp.argmin(jax.lax.map(of_head, p)).astype(jnp.int32))
 
     def embed(state: State, x: Array) -> Array:
-        encoder = partial(nets.encoder.fixed, state.params["encoder"])
-        return losses.unit_length(networks.apply_in_blocks(encoder, state.statistics, x))
+        return contrastive.features(nets.encoder, state.params["encoder"], state.statistics, x)
 
     def assign(state: State, z: Array) -> Array:
         own = shares(state.params, state, z, nets, config)[state.head]
