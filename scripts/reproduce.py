@@ -1,13 +1,14 @@
 """Every figure of the quality table: one file per method, data set and seed; then the table.
 
     python scripts/reproduce.py --data usps --seeds 10        # trains what results/ lacks
+    python scripts/reproduce.py --data usps --together 10     # all seeds at once: for accelerators
     python scripts/reproduce.py --table                       # rewrites the table in README.md
 
 One autoencoder per seed serves all methods that start from one, and one set of contrastive features
 those on pairs; they are kept in runs/reproduce. A run that is stopped goes on where it was: cells
 that are there are not trained again, and a start goes on from its last checkpoint. Seeds are 0, 1,
-2, …; none is ever left out. The seconds in a cell's file are wall-clock time by phase, whatever
-else the machine did meanwhile.
+2, …; none is ever left out. The seconds in a cell's file are wall-clock time by phase, of all the
+seeds that trained together, whatever else the machine did meanwhile.
 """
 
 import dataclasses
@@ -16,10 +17,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import tyro
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +93,9 @@ class Options:
     first: int = 0
     """The first seed, where several machines share the work."""
 
+    together: int = 1
+    """Seeds that train in one program; many keep an accelerator busy."""
+
     table: bool = False
     """Train nothing; rewrite the table in README.md from results/."""
 
@@ -103,8 +108,11 @@ def main(args: list[str] | None = None) -> int:
         return 0
     from deepclust_jax import data, train
 
-    if options.first >= options.seeds:
-        print(f"error: expected --first < --seeds, found {options.first}", file=sys.stderr)
+    if options.first >= options.seeds or options.together < 1:
+        found = f"{options.first}, {options.seeds} and {options.together}"
+        print(
+            f"error: expected --first < --seeds and --together >= 1, found {found}", file=sys.stderr
+        )
         return 2
     failed = []
     for name in options.data:
@@ -113,14 +121,16 @@ def main(args: list[str] | None = None) -> int:
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        for seed in range(options.first, options.seeds):
+        every = range(options.first, options.seeds)
+        for start in every[:: options.together]:
+            group = range(start, min(start + options.together, options.seeds))
             for row in options.rows:
-                if is_done(dataset, row, seed):
-                    continue
+                seeds = [seed for seed in group if not is_done(dataset, row, seed)]
                 try:
-                    train_cell(dataset, labels, row, seed)
+                    if seeds:
+                        train_cells(dataset, labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
-                    failed.append(f"{name} {row} seed {seed}: {error}")
+                    failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
     return 1 if failed else 0
 
@@ -194,31 +204,46 @@ def is_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
     return complete(before) == complete(now)
 
 
-def train_cell(dataset: Any, labels: Any, row: str, seed: int) -> None:
-    """Train one cell and write it; what it starts from first, where that is not kept."""
-    from deepclust_jax import run
+def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> None:
+    """Train cells of a row in one program and write them; what they start from first, where that
+    is not kept.
+
+    Raises:
+        Diverged: one of them did; the others are written.
+    """
+    from deepclust_jax import run, train
 
     begin = time.perf_counter()
-    trained, commit = start_of(dataset, start_row(row), seed)
+    trained, commit = start_of(dataset, start_row(row), seeds)
     start, cell = trained, cell_options(dataset, row)
     if row == "autoencoder-euclidean":
-        trained = clustered_again(dataset, cell, seed, start)
+        trained = clustered_again(dataset, cell, seeds, start)
     elif row != start_row(row):
-        trained = run.execute(cell, dataset.x, seeds=[seed], pretrained=start.state)
+        trained = run.execute(cell, dataset.x, seeds=seeds, pretrained=start.state)
         seconds = {"pretrain": start.seconds["train"], **trained.seconds}
         trained = trained._replace(seconds=seconds)
-    scores = write_cell(dataset, row, seed, trained, labels, commit)
-    took = time.perf_counter() - begin
-    print(f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True)
+    z, found = train.embed(trained.algorithm, trained.state, dataset.x)
+    took, diverged = time.perf_counter() - begin, []
+    for seed, codes, assigned in zip(seeds, z, found, strict=True):
+        if not np.isfinite(codes).all():
+            diverged.append(seed)
+            continue
+        report = {"together": len(seeds), "seconds": trained.seconds, "start_commit": commit}
+        scores = write_cell(dataset, row, seed, codes, assigned, labels, report)
+        print(
+            f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True
+        )
+    if diverged:
+        raise train.Diverged(f"expected finite codes, found others for seeds {diverged}")
 
 
-def start_of(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
-    """What the rows of a seed start from, trained, and the commit it is of; kept in
+def start_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, str | None]:
+    """What the rows of some seeds start from, trained, and the commit it is of; kept in
     runs/reproduce."""
     from deepclust_jax import checkpoint, run
     from deepclust_jax.report import environment
 
-    folder = STARTS / dataset.name / f"{row}-seed{seed}"
+    folder = STARTS / dataset.name / f"{row}-seed{'-'.join(map(str, seeds))}"
     note = folder / "made.json"
     wanted = recipe(dataset, row)
     made = json.loads(note.read_text()) if note.exists() else {}
@@ -228,41 +253,37 @@ def start_of(dataset: Any, row: str, seed: int) -> tuple[Any, str | None]:
         made = {"recipe": wanted, "commit": environment.environment()["commit"]}
         note.write_text(json.dumps(made, indent=1) + "\n")
     checkpoint.drop_damaged(folder / "train", spare=True)
-    trained = run.execute(cell_options(dataset, row), dataset.x, folder=folder, seeds=[seed])
+    trained = run.execute(cell_options(dataset, row), dataset.x, folder=folder, seeds=seeds)
     return trained, made["commit"]
 
 
-def clustered_again(dataset: Any, cell: Any, seed: int, start: Any) -> Any:
+def clustered_again(dataset: Any, cell: Any, seeds: Sequence[int], start: Any) -> Any:
     """The trained autoencoder under the k-means of other options."""
     from deepclust_jax import run, train
 
     phase = run.phases(cell, tuple(dataset.x.shape))[0]
-    keys = run.own_keys(phase, run.seed_keys(cell, [seed]))
+    keys = run.own_keys(phase, run.seed_keys(cell, seeds))
     state = start.state.replace(view=None)
     state = train.refresh(keys, phase.algorithm, state, dataset.x, epoch=phase.epochs)
     return start._replace(algorithm=phase.algorithm, state=state)
 
 
-def write_cell(dataset, row, seed, trained, labels, start_commit) -> dict[str, float]:
+def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]:
     """Write the JSON and the labels of one cell. -> its scores by labels."""
-    import numpy as np
-
-    from deepclust_jax import metrics, train
+    from deepclust_jax import metrics
     from deepclust_jax.report import environment, scores
 
-    z, found = train.embed(trained.algorithm, trained.state, dataset.x)
-    external = metrics.external_scores(labels, found[0])
+    external = metrics.external_scores(labels, found)
     file = cell_file(dataset.name, row, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(file.with_suffix(".npz"), labels=found[0].astype(np.uint8))
+    np.savez_compressed(file.with_suffix(".npz"), labels=found.astype(np.uint8))
     report = {
         "seed": seed,
         "recipe": recipe(dataset, row),
         "rows": len(labels),
         "external": external,
-        "internal": metrics.internal_scores(z[0], found[0]),
-        "seconds": trained.seconds,
-        "start_commit": start_commit,
+        "internal": metrics.internal_scores(z, found),
+        **report,
         "environment": environment.environment(),
     }
     scores.write_report(file, report)
@@ -280,8 +301,6 @@ def cells() -> Iterator[tuple[str, str, list[Path]]]:
 
 def quality_table() -> str:
     """The table in Markdown: mean ± std, the choice without labels, the oracle, published."""
-    import numpy as np
-
     from deepclust_jax.report import scores
 
     lines = [

@@ -115,7 +115,7 @@ def test_cells_starts_and_table(folder, capsys):
 
 def test_methods_on_pairs_start_from_the_same_features(folder):
     dataset, labels = data.load("digits")
-    REPRODUCE.train_cell(dataset, labels, "info_max-affine", 0)
+    REPRODUCE.train_cells(dataset, labels, "info_max-affine", [0])
     cell = json.loads(REPRODUCE.cell_file("digits", "info_max-affine", 0).read_text())
     start = cell["recipe"]["start"]
     assert (start["method"], start["augment"]) == ("contrastive", "affine")
@@ -123,19 +123,53 @@ def test_methods_on_pairs_start_from_the_same_features(folder):
     assert set(cell["seconds"]) == {"pretrain", "train"}
     kept = folder / "starts" / "digits" / "contrastive-affine-seed0"
     before = sorted(kept.rglob("*"))
-    REPRODUCE.train_cell(dataset, labels, "contrastive-affine", 0)
+    REPRODUCE.train_cells(dataset, labels, "contrastive-affine", [0])
     assert sorted(kept.rglob("*")) == before
     z, found = train.embed(
-        *(REPRODUCE.start_of(dataset, "contrastive-affine", 0)[0][:2]), dataset.x
+        *(REPRODUCE.start_of(dataset, "contrastive-affine", [0])[0][:2]), dataset.x
     )
     stored = np.load(REPRODUCE.cell_file("digits", "contrastive-affine", 0).with_suffix(".npz"))
     np.testing.assert_array_equal(stored["labels"], found[0])
 
 
+def test_seeds_together_are_the_seeds_alone(folder):
+    """Rounding apart, and a seed that is there already is left alone."""
+    args = ["--data", "digits", "--rows", "autoencoder", "dcn"]
+    assert REPRODUCE.main([*args, "--first", "1", "--seeds", "2"]) == 0
+    alone = cells(folder / "results")
+    assert REPRODUCE.main([*args, "--seeds", "3", "--together", "3"]) == 0
+    made = cells(folder / "results")
+    assert alone.items() <= made.items() and len(made) == 6
+    cell = json.loads(REPRODUCE.cell_file("digits", "dcn", 2).read_text())
+    assert cell["together"] == 2 and cell["seed"] == 2
+    together = np.load(REPRODUCE.cell_file("digits", "dcn", 2).with_suffix(".npz"))["labels"]
+    for path in (folder / "results" / "digits" / "dcn").glob("seed2*"):
+        path.unlink()
+    assert REPRODUCE.main([*args, "--first", "2", "--seeds", "3"]) == 0
+    one = np.load(REPRODUCE.cell_file("digits", "dcn", 2).with_suffix(".npz"))["labels"]
+    np.testing.assert_array_equal(one, together)
+
+
+def test_of_seeds_together_only_those_that_diverged_are_missing(folder, monkeypatch, capsys):
+    dataset, _ = data.load("digits")
+    embed = train.embed
+
+    def broken(*args):
+        z, found = embed(*args)
+        z[1] = np.nan
+        return z, found
+
+    monkeypatch.setattr(train, "embed", broken)
+    row = ["--data", "digits", "--rows", "autoencoder", "--seeds", "3", "--together", "3"]
+    assert REPRODUCE.main(row) == 1
+    assert "found others for seeds [1]" in capsys.readouterr().err
+    assert {p.stem for p in folder.rglob("results/*/*/*.json")} == {"seed0", "seed2"}
+
+
 def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch):
     dataset, labels = data.load("digits")
     assert not REPRODUCE.is_done(dataset, "dcn", 0)
-    REPRODUCE.train_cell(dataset, labels, "dcn", 0)
+    REPRODUCE.train_cells(dataset, labels, "dcn", [0])
     assert REPRODUCE.is_done(dataset, "dcn", 0) and not REPRODUCE.is_done(dataset, "dcn", 1)
     file = REPRODUCE.cell_file("digits", "dcn", 0)
     cell = json.loads(file.read_text())
@@ -157,7 +191,7 @@ def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch)
 
 def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, monkeypatch):
     dataset, _ = data.load("digits")
-    whole, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
+    whole, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
     store = folder / "starts" / "digits" / "autoencoder-seed0" / "train"
     epochs = []
     fit = train.fit
@@ -168,7 +202,7 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
         return found
 
     monkeypatch.setattr(train, "fit", counted)
-    REPRODUCE.start_of(dataset, "autoencoder", 0)
+    REPRODUCE.start_of(dataset, "autoencoder", [0])
     assert epochs == []  # finished: loaded
 
     shutil.rmtree(store)
@@ -182,16 +216,16 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
 
     monkeypatch.setattr(checkpoint, "save", stopped)
     with pytest.raises(KeyboardInterrupt):
-        REPRODUCE.start_of(dataset, "autoencoder", 0)
+        REPRODUCE.start_of(dataset, "autoencoder", [0])
     monkeypatch.setattr(checkpoint, "save", save)
-    again, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
+    again, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
     assert len(saved) == 1 and epochs == [1]
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(again.state), strict=True):
         np.testing.assert_array_equal(a, b)
 
     for step in store.iterdir():
         damage(step)
-    made, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
+    made, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
     assert epochs == [1, 2]
     for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(made.state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -202,13 +236,13 @@ def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
     monkeypatch.setattr(config, "PROFILES", {"practical": wild, "paper": wild})
     trained = []
     monkeypatch.setattr(
-        REPRODUCE, "train_cell", lambda *args, whole=REPRODUCE.train_cell: (
+        REPRODUCE, "train_cells", lambda *args, whole=REPRODUCE.train_cells: (
             trained.append(args[2:]), whole(*args),
         ),
     )  # fmt: skip
     assert REPRODUCE.main(ARGS) == 1
     assert len(trained) == 2 * len(MADE)
-    assert "digits autoencoder seed 1: expected a finite loss" in capsys.readouterr().err
+    assert "digits autoencoder seeds [1]: expected a finite loss" in capsys.readouterr().err
     assert not list(folder.rglob("results/*/*/*.json"))
 
 
@@ -217,16 +251,18 @@ def test_what_cannot_be_trained_is_refused_in_one_line(folder, capsys):
     assert "did you mean digits" in capsys.readouterr().err
     assert REPRODUCE.main(["--data", "digits", "--seeds", "2", "--first", "3"]) == 2
     assert "--first < --seeds" in capsys.readouterr().err
+    assert REPRODUCE.main(["--data", "digits", "--together", "0"]) == 2
+    assert "--together >= 1" in capsys.readouterr().err
 
 
 def test_another_profile_trains_its_own_start(folder, monkeypatch):
     """Trap: a kept autoencoder of other options that quietly serves as the start."""
     dataset, _ = data.load("digits")
-    first, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
+    first, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
     for epochs in (3, 1):
         other = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": epochs}}
         monkeypatch.setattr(config, "PROFILES", {"practical": other})
-        second, _ = REPRODUCE.start_of(dataset, "autoencoder", 0)
+        second, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
         assert int(first.state.step[0]) * epochs == int(second.state.step[0]) * 2
 
 
