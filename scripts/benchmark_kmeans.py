@@ -15,6 +15,10 @@ it is there, each with its library's defaults, and one restart a call where all 
 the peer more. Balanced clusters are all of one size, from the centroids of one run of k-means that
 both begin with; the eps of DBSCAN is the median distance to the fifth nearest row.
 `extra` is the most memory beyond the rows themselves.
+
+On a GPU the contenders that run there do, flash-kmeans among them (its products are TF32, with 11
+bits), and the others on the host's processor beside it; those figures have a file and a table of
+their own.
 """
 
 import contextlib
@@ -32,10 +36,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent.parent / "results" / "kmeans_speed.json"
+RESULTS = Path(__file__).parent.parent / "results"
+FILES = {"cpu": RESULTS / "kmeans_speed.json", "gpu": RESULTS / "kmeans_speed_gpu.json"}
 OURS = ("jax", "jax, 2 devices")
 PEERS = (
-    "scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch", "k-means-constrained"
+    "scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch", "k-means-constrained",
+    "flash-kmeans",
 )  # fmt: skip
 
 
@@ -72,7 +78,7 @@ WORKLOADS = {
     "codes, dbscan": Workload("codes", 70_000, 10, 0, "dbscan"),
 }
 TASKS = {
-    "iterations": ("ms per iteration", (*OURS, *PEERS[:5])),
+    "iterations": ("ms per iteration", (*OURS, *PEERS[:5], "flash-kmeans")),
     "call": ("ms", (*OURS, "scikit-learn", "scikit-learn-intelex", "faiss")),
     "solution": ("ms to within 0.1 %", (*OURS, "scikit-learn", "scikit-learn-intelex", "faiss")),
     "seeding": ("ms", ("jax", "jax, k-means||", "scikit-learn")),
@@ -126,8 +132,12 @@ def main(args: list[str] | None = None) -> int:
     if options.table:
         import reproduce
 
-        reproduce.rewrite("kmeans", table(json.loads(RESULT.read_text())))
+        files = [file for file in FILES.values() if file.is_file()]
+        tables = [table(json.loads(file.read_text())) for file in files]
+        reproduce.rewrite("kmeans", "\n\n".join([*tables, *roofline()]))
         return 0
+    # Contenders share the memory of an accelerator with this process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = measure(options)
     print(table(result))
     return 0
@@ -140,9 +150,13 @@ def measure(options: Options) -> dict[str, Any]:
     from deepclust_jax.report import environment, scores
 
     result: dict[str, Any] = {"workloads": {}}
-    if RESULT.is_file() and not options.quick:
-        result = json.loads(RESULT.read_text())
-    result["environment"] = environment.environment() | {"cores": os.cpu_count()}
+    machine = environment.environment() | {"cores": os.cpu_count()}
+    platform = machine["device"]["platform"]
+    file = FILES.get(platform, RESULTS / f"kmeans_speed_{platform}.json")
+    if file.is_file() and not options.quick:
+        result = json.loads(file.read_text())
+    result["environment"] = machine
+    device = cpu_model() if platform == "cpu" else machine["device"]["kind"]
     result["peers"] = peer_versions(options.peer_python)
     for name in options.workloads:
         work = WORKLOADS[name]
@@ -161,17 +175,23 @@ def measure(options: Options) -> dict[str, Any]:
                 print(f"{name}: scikit-learn's best of ten {reference}", flush=True)
             for round_ in range(1 if options.quick else options.rounds):
                 for contender in TASKS[work.task][1]:
+                    if (
+                        contender == OURS[1]
+                        and platform != "cpu"
+                        and machine["device"]["count"] < 2
+                    ):
+                        continue
                     is_ours = contender.startswith("jax")
                     python = sys.executable if is_ours else options.peer_python
                     one = run_contender(python, contender, folder, work, target, 100 * round_)
                     if one is not None:
                         found.setdefault(contender, []).append(one)
                         print(f"{name}, round {round_ + 1}: {contender} {one}", flush=True)
-        entry = {"workload": dataclasses.asdict(work), "rounds": found, "cpu": cpu_model()}
+        entry = {"workload": dataclasses.asdict(work), "rounds": found, "cpu": device}
         result["workloads"][name] = entry
         if not options.quick:
-            RESULT.parent.mkdir(exist_ok=True)
-            scores.write_report(RESULT, result)
+            file.parent.mkdir(exist_ok=True)
+            scores.write_report(file, result)
     return result
 
 
@@ -260,8 +280,9 @@ def contend(
         centroids = run(long)
         took = time.perf_counter() - middle - (middle - start)
         slopes.append(1e3 * took / (long - short))
-    memory = (peak_memory() - free) / 2**20
-    return {"ms": statistics.median(slopes), "extra_mib": memory, "inertia": inertia(x, centroids)}
+    memory = device_memory(x) if on_device() else peak_memory() - free
+    found = {"ms": statistics.median(slopes), "inertia": inertia(x, centroids)}
+    return found if memory is None else found | {"extra_mib": memory / 2**20}
 
 
 def time_calls(call: Callable[[], Any], judge: Callable[[Any], float]) -> dict[str, float]:
@@ -347,6 +368,21 @@ def peak_memory() -> int:
         return 0
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
+
+
+def on_device() -> bool:
+    """Whether there is an accelerator, as far as the library in use tells."""
+    if "jax" in sys.modules:
+        return sys.modules["jax"].default_backend() != "cpu"
+    return "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
+
+
+def device_memory(x: Any) -> int | None:
+    """Most memory held on the accelerator beyond the rows, in bytes, where it is told."""
+    if "jax" in sys.modules:
+        told = sys.modules["jax"].devices()[0].memory_stats() or {}
+        return told["peak_bytes_in_use"] - x.nbytes if "peak_bytes_in_use" in told else None
+    return sys.modules["torch"].cuda.max_memory_allocated() - x.nbytes
 
 
 def _jax(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
@@ -451,20 +487,39 @@ def _superkmeans(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
 def _torch(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
     import torch
 
-    rows, block = torch.from_numpy(x), max(2**20 // max(work.k, work.d), 256)
+    device, scores = ("cuda", 2**28) if torch.cuda.is_available() else ("cpu", 2**20)
+    rows, block = torch.from_numpy(x).to(device), max(scores // max(work.k, work.d), 256)
 
     def run(iterations):
-        c = torch.from_numpy(first)
+        c = torch.from_numpy(first).to(device)
         for _ in range(iterations):
             sums = torch.zeros_like(c)
-            counts = torch.zeros(work.k)
+            counts = torch.zeros(work.k, device=device)
             squares = (c**2).sum(1)
             for part in rows.split(block):
                 labels = torch.addmm(squares[None], part, c.T, alpha=-2.0).argmin(1)
                 sums.index_add_(0, labels, part)
                 counts += torch.bincount(labels, minlength=work.k)
             c = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], c)
-        return c.numpy()
+        return c.cpu().numpy()
+
+    return run
+
+
+def _flash(x: Any, first: Any, work: Workload) -> Callable[[int], Any]:
+    import torch
+    from flash_kmeans import batch_kmeans_Euclid
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("flash-kmeans needs a GPU")
+    rows, start = torch.from_numpy(x).cuda()[None], torch.from_numpy(first).cuda()[None]
+
+    def run(iterations):
+        # A negative tolerance: all iterations, as everybody else.
+        found = batch_kmeans_Euclid(
+            rows, work.k, max_iters=iterations, tol=-1.0, init_centroids=start.clone()
+        )
+        return found[1][0].cpu().numpy()
 
     return run
 
@@ -586,6 +641,7 @@ CONTENDERS = {
     "faiss": _faiss,
     "superkmeans": _superkmeans,
     "torch": _torch,
+    "flash-kmeans": _flash,
 }
 SEEDINGS = {
     "jax": _seed_jax,
@@ -599,16 +655,18 @@ def table(result: dict[str, Any]) -> str:
     groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan")
     machine, peers = result["environment"], result["peers"]
     cpus = cpus_of(result["workloads"])
-    shown = ", ".join(f"{name} {version}" for name, version in peers.items())
+    installed = {name: version for name, version in peers.items() if version != "not installed"}
+    shown = ", ".join(f"{name} {version}" for name, version in installed.items())
+    where = f"{machine['cores']} cores of {'; '.join(cpus)}"
+    if machine["device"]["platform"] != "cpu":
+        where = f"one {'; '.join(cpus)} (scikit-learn: {machine['cores']} cores beside it)"
     counts = {len(times) for e in result["workloads"].values() for times in e["rounds"].values()}
     rounds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     return "\n".join(
         [
             *(line for tasks in groups for line in _table(result["workloads"], tasks, cpus)),
-            f"float32, {machine['cores']} cores of {'; '.join(cpus)}; {rounds} rounds, jax "
+            f"float32, {where}; {rounds} rounds, jax "
             f"{machine['versions']['jax']}; {shown}. `python scripts/benchmark_kmeans.py`",
-            "",
-            *roofline(),
         ]
     )
 
@@ -654,12 +712,12 @@ def _memory(rounds: dict[str, list[dict]]) -> str:
     return f"{medians['jax']:,.0f}, {min(peers):,.0f}–{max(peers):,.0f}" if peers else ""
 
 
-# By their makers' data sheets: float32 products (a TPU makes each of six of bfloat16) and memory.
-CHIPS = {"H100 SXM": (67e12, 3.35e12), "TPU v5e": (197e12 / 6, 0.82e12)}
+# By its maker's data sheet: float32 products, each of six of bfloat16, and memory.
+CHIPS = {"TPU v5e": (197e12 / 6, 0.82e12)}
 
 
 def roofline() -> list[str]:
-    """Least milliseconds of an iteration on accelerators, from shapes: nothing was measured."""
+    """Least milliseconds of an iteration where nothing was measured, from shapes."""
     lines = ["| on paper, ms per iteration | blocks by XLA | fused kernel |", "|---|---|---|"]
     for chip, (flops, memory) in CHIPS.items():
         for name in ("c", "d"):

@@ -10,7 +10,10 @@ from jax import export
 
 from deepclust_jax.clustering import fused, lloyd
 
-SHAPES = [(1000, 10, 7), (513, 128, 300), (70, 3, 1), (5, 2, 3), (640, 200, 129), (256, 16, 16)]
+SHAPES = [
+    (1000, 10, 7), (513, 128, 300), (70, 3, 1), (5, 2, 3), (640, 200, 129), (256, 16, 16),
+    (150, 784, 10),
+]  # fmt: skip
 
 
 def integers(n, d, k):
@@ -118,13 +121,53 @@ def test_a_kernel_that_fails_or_errs_is_not_used(monkeypatch):
             # Also while a program is traced, and from within vmap.
             traced = jax.jit(jax.vmap(lambda x: x * fused.works(10, 20, "gpu")))
             assert traced(jnp.ones(3)).tolist() == [verdict] * 3
-            assert fused.works(300, 20, "gpu") is False
+            assert fused.works(300, 20, "tpu") is False
             with jax.enable_x64(True):
                 assert fused.works(10, 20, "gpu") is False
             form = "fused" if verdict else "blocks"
             assert lloyd.plan(10**9, 10, 20, platform="gpu").form == form
     finally:
         fused._works.cache_clear()
+
+
+def rounded(x, bits):
+    """float32 numbers with so many bits of their mantissa."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.round(mantissa * 2**bits) / 2**bits, exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (64, 256), (784, 10), (3, 2), (5, 1)])
+def test_the_trial_tells_precisions_apart(shape):
+    """Trap: products of TF32 (11 bits) pass for float32 on small whole numbers."""
+    x, c, offsets = fused.trial(*shape)
+
+    def labels(products):
+        return np.argmin(offsets[None] - 2.0 * products, axis=1)
+
+    assert fused.is_right(x, c, offsets, labels(x @ c.T))
+    assert not fused.is_right(x, c, offsets, labels(x @ c.T) + 1)
+    parts = [(rounded(a, 11), rounded(a - rounded(a, 11), 11)) for a in (x, c)]
+    (x_high, x_low), (c_high, c_low) = parts
+    three = x_high @ c_high.T + (x_high @ c_low.T + x_low @ c_high.T)
+    assert fused.is_right(x, c, offsets, labels(three))
+    if shape[1] > 2:
+        assert not fused.is_right(x, c, offsets, labels(x_high @ c_high.T))
+
+
+def test_sums_by_copies_equal_the_others():
+    """The sums of a GPU: one scatter into copies of the clusters."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(5000, 3)).astype(np.float32), rng.random(5000, np.float32)
+    labels = rng.integers(7, size=5000)
+    one = jnp.asarray(x), jnp.asarray(weights), jnp.asarray(labels)
+    found = {
+        sums: lloyd.totals(lloyd.Plan("rows", 5000, sums, "all"), *one, 9)
+        for sums in ("copies", "product")
+    }
+    for a, b in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+    assert lloyd.plan(10**6, 64, 256, platform="gpu").sums == "copies"
+    assert lloyd.plan(10**6, 64, 256, platform="tpu").sums == "product"
 
 
 @pytest.mark.parametrize("lowered_for", [("cpu",), ("cuda", "rocm")])
@@ -144,7 +187,7 @@ def test_k_means_through_the_kernel(monkeypatch, lowered_for):
     x = x + np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
     found = {}
     for form in ("fused", "blocks"):
-        plan = lloyd.Plan(form, 100, "product", "all")
+        plan = lloyd.Plan(form, 100, "copies", "all")
         rows = lloyd.prepare(plan, jnp.asarray(x), jnp.ones(700))
         active = jnp.ones(9, bool)
         found[form] = lloyd.descend(plan, rows, jnp.asarray(c), active, 50, 0.0)

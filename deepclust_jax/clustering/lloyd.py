@@ -25,6 +25,8 @@ EXACT = jax.lax.Precision.HIGHEST
 # hundredfold, and does not count further than 2^24 by ones.
 _PART = 2**12
 
+_COPIES = 2**22  # numbers that copies of all clusters may be: they stay in the cache of a GPU
+
 
 class Plan(NamedTuple):
     """How labels and sums are computed; a static argument, and readable when printed.
@@ -34,7 +36,8 @@ class Plan(NamedTuple):
             "fused": one kernel in which scores stay on the chip (fused.py);
             "blocks": products of `block` rows at a time, scores [k, block]
     block   rows at a time, where rows are taken in blocks
-    sums    "scatter" rows into their clusters, or "product" with the one-hot labels
+    sums    "scatter" rows into their clusters, "copies": into some copies of the clusters, which
+            are then added up, or "product" with the one-hot labels
     update  "moved": after the first iteration only rows that changed their cluster; "all" rows
     """
 
@@ -63,11 +66,11 @@ def plan(
     """
     platform = platform or jax.default_backend()
     if platform != "cpu":
-        # Scatters into few bins are a queue of colliding additions there.
         block = max(2**26 // n_clusters, 256)
         form = "rows" if block >= n else "blocks"
         form = "fused" if fused.works(d, n_clusters, platform) else form
-        return Plan(form, min(block, n), "product", "all")
+        # Additions into few clusters collide on a GPU, and a TPU makes them one after another.
+        return Plan(form, min(block, n), "copies" if platform == "gpu" else "product", "all")
     if n_clusters * d <= 256 and d <= 32:
         return Plan("features", n, "scatter", "all")
     update = "all" if weighted else "moved"
@@ -194,6 +197,8 @@ def totals(plan: Plan, x: Array, weights: Array, labels: Array, n_clusters: int)
     Differentiable in rows and weights.
     """
     n, d = x.shape
+    if plan.sums == "copies":
+        return _by_copies(x, weights, labels, n_clusters)
     block = max(min(2**18 // d, _PART), 4 * n_clusters)
 
     def add(start, is_new, carry):
@@ -226,6 +231,20 @@ def _sums(plan, x, weights, labels, n_clusters):
         jax.ops.segment_sum(x * weights[:, None], labels, n_clusters),
         jax.ops.segment_sum(weights, labels, n_clusters),
     )
+
+
+def _by_copies(x, weights, labels, n_clusters):
+    """Totals by one scatter, of rows in turn into copies of their clusters: additions that meet are
+    few, and each sum is of few rows."""
+    n, d = x.shape
+    copies = max(min(_COPIES // (n_clusters * d), n // 64), 1)
+    to = jnp.arange(n) % copies * n_clusters + labels
+
+    def total(values):
+        sums = jax.ops.segment_sum(values, to, copies * n_clusters)
+        return jnp.sum(sums.reshape(copies, n_clusters, *values.shape[1:]), axis=0)
+
+    return Totals(total(x * weights[:, None]), total(weights))
 
 
 def _add(sums, part):
@@ -411,7 +430,8 @@ def distances(x: Array, centroids: Array, labels: Array) -> Array:
     Differentiable in rows and centroids.
     """
     n, d = x.shape
-    block = min(max(2**20 // d, 1), n)
+    # Small steps are for small caches.
+    block = min(max(2 ** (20 if jax.default_backend() == "cpu" else 26) // d, 1), n)
 
     def measure(start, _, found):
         rows = jax.lax.dynamic_slice_in_dim(x, start, block)
