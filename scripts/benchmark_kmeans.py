@@ -16,9 +16,8 @@ the peer more. Balanced clusters are all of one size, from the centroids of one 
 both begin with; the eps of DBSCAN is the median distance to the fifth nearest row.
 `extra` is the most memory beyond the rows themselves.
 
-On a GPU the contenders that run there do, flash-kmeans among them (its products are TF32, with 11
-bits), and the others on the host's processor beside it; those figures have a file and a table of
-their own.
+On a GPU those contenders run that can use it, flash-kmeans among them (its products are TF32, with
+11 bits); their figures have a file and a table of their own.
 """
 
 import contextlib
@@ -43,6 +42,7 @@ PEERS = (
     "scikit-learn", "scikit-learn-intelex", "faiss", "superkmeans", "torch", "k-means-constrained",
     "flash-kmeans",
 )  # fmt: skip
+ON_DEVICE = ("jax", "jax, k-means||", "torch", "flash-kmeans")  # that use a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -659,7 +659,7 @@ def table(result: dict[str, Any]) -> str:
     shown = ", ".join(f"{name} {version}" for name, version in installed.items())
     where = f"{machine['cores']} cores of {'; '.join(cpus)}"
     if machine["device"]["platform"] != "cpu":
-        where = f"one {'; '.join(cpus)} (scikit-learn: {machine['cores']} cores beside it)"
+        where = f"one {'; '.join(cpus)}"
     counts = {len(times) for e in result["workloads"].values() for times in e["rounds"].values()}
     rounds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
     return "\n".join(

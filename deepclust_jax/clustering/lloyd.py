@@ -121,7 +121,7 @@ def nearest(plan: Plan, rows: Rows, directions: Array, offsets: Array) -> Array:
         k = -directions.shape[0] % 16  # the product is fastest in multiples of 16
         directions = jnp.pad(directions, ((0, k), (0, 0)))
         offsets = jnp.pad(offsets, (0, k), constant_values=jnp.inf)
-        scores = offsets[None, :] - 2.0 * jnp.dot(rows.x, directions.T, precision=EXACT)
+        scores = offsets[None, :] - 2.0 * product(rows.x, directions.T)
         return jnp.argmin(scores, axis=1).astype(jnp.int32)
 
     def label(start, _, labels):
@@ -131,6 +131,15 @@ def nearest(plan: Plan, rows: Rows, directions: Array, offsets: Array) -> Array:
 
     n = rows.x.shape[0]
     return over_blocks(n, plan.block, label, jnp.zeros(n, jnp.int32))
+
+
+def product(a: Array, b: Array) -> Array:
+    """a @ b as good as float32 can, [m, d] @ [d, n]; on NVIDIA's GPUs by three products of TF32."""
+    full = partial(jnp.dot, precision=EXACT)
+    if jax.default_backend() != "gpu" or a.dtype != jnp.float32:
+        return full(a, b)
+    three = partial(jnp.dot, precision=fused.X3)
+    return jax.lax.platform_dependent(a, b, default=full, cuda=three)
 
 
 def _by_kernel(plan, *arguments):
@@ -167,7 +176,7 @@ def _by_block(x, directions, offsets):
     exact up to 2^24, are compared faster than as integers.
     """
     k = directions.shape[0]
-    scores = offsets[:, None] - 2.0 * jnp.dot(directions, x.T, precision=EXACT)
+    scores = offsets[:, None] - 2.0 * product(directions, x.T)
     scores = jax.lax.optimization_barrier(scores)
     lowest = jnp.min(scores, axis=0)
     index = jnp.arange(k, dtype=jnp.float32)[:, None]
