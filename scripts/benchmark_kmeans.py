@@ -134,7 +134,7 @@ def main(args: list[str] | None = None) -> int:
 
         files = [file for file in FILES.values() if file.is_file()]
         tables = [table(json.loads(file.read_text())) for file in files]
-        reproduce.rewrite("kmeans", "\n\n".join([*tables, *roofline()]))
+        reproduce.rewrite("kmeans", "\n\n".join([*tables, "\n".join(roofline())]))
         return 0
     # Contenders share the memory of an accelerator with this process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -175,11 +175,7 @@ def measure(options: Options) -> dict[str, Any]:
                 print(f"{name}: scikit-learn's best of ten {reference}", flush=True)
             for round_ in range(1 if options.quick else options.rounds):
                 for contender in TASKS[work.task][1]:
-                    if (
-                        contender == OURS[1]
-                        and platform != "cpu"
-                        and machine["device"]["count"] < 2
-                    ):
+                    if platform != "cpu" and contender not in ON_DEVICE:
                         continue
                     is_ours = contender.startswith("jax")
                     python = sys.executable if is_ours else options.peer_python
@@ -662,10 +658,11 @@ def table(result: dict[str, Any]) -> str:
         where = f"one {'; '.join(cpus)}"
     counts = {len(times) for e in result["workloads"].values() for times in e["rounds"].values()}
     rounds = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
+    rounds += " round" if rounds == "1" else " rounds"
     return "\n".join(
         [
             *(line for tasks in groups for line in _table(result["workloads"], tasks, cpus)),
-            f"float32, {where}; {rounds} rounds, jax "
+            f"float32, {where}; {rounds}, jax "
             f"{machine['versions']['jax']}; {shown}. `python scripts/benchmark_kmeans.py`",
         ]
     )
@@ -748,7 +745,7 @@ def _cell(rounds: list[dict] | None, ours: list[dict]) -> str:
     median = statistics.median(times)
     if math.isnan(median):
         return "not reached"
-    digits = 1 if median < 100 else 0
+    digits = 2 if median < 10 else 1 if median < 100 else 0
     cell = f"{median:,.{digits}f} ({min(times):,.{digits}f}–{max(times):,.{digits}f})"
     ratio = median / statistics.median(one["ms"] for one in ours)
     return cell if rounds is ours else f"{cell} {ratio:.2f}×"
