@@ -1,5 +1,6 @@
 """Every test runs with warnings as errors and without silent broadcasting."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+from deepclust_jax import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for what is sharded; all else is on the first one
@@ -39,4 +42,7 @@ def let_go():
     """Programs of a file are let go of after it: each takes some of the memory maps that Linux
     allows a process, and when there are no more JAX ends with a segmentation fault."""
     yield
+    for kept in (train._compile, train._jitted, train._embed_jitted):
+        kept.cache_clear()
     jax.clear_caches()
+    gc.collect()  # of what is left in cycles: programs are let go of with their last reference
