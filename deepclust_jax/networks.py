@@ -231,6 +231,18 @@ def with_more_outputs(encoder: Params, wider: Params) -> Params:
     return encoder | {"params": encoder["params"] | {last: joined}}
 
 
+def with_constant_outputs(encoder: Params, values: Array) -> Params:
+    """The encoder with its last outputs constant, at `values` [m], and free to be learned."""
+    last = last_layer(encoder)
+    layer = encoder["params"][last]
+    first = layer["bias"].shape[-1] - values.shape[-1]
+    layer = layer | {
+        "kernel": layer["kernel"].at[..., first:].set(0.0),
+        "bias": layer["bias"].at[..., first:].set(values),
+    }
+    return encoder | {"params": encoder["params"] | {last: layer}}
+
+
 def apply_in_blocks(
     apply: Callable[[Params, Array], Array], params: Params, x: Array, *, block: int = 4096
 ) -> Array:

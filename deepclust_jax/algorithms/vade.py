@@ -16,7 +16,8 @@ d/2 log(mean squared error) and serves data of any scale (Rybkin et al. 2021). P
 nothing can leave its range: pi by a softmax, variances by logarithms that are kept within -8..8.
 
 The mixture starts as that of the codes, with diagonal covariances and restarts chosen by
-likelihood: the first `refresh` fits it. Deviations: the paper starts from one fit of a mixture to
+likelihood: the first `refresh` fits it, and starts the draws with a small part of the variance
+within its clusters. Deviations: the paper starts from one fit of a mixture to
 the codes of an autoencoder that was pretrained layer by layer, here from the common one
 (`warm_start`), whose code becomes the mean m; and its rate of 0.002 falls by a tenth every 10
 epochs. From random weights the clusters are poor.
@@ -39,6 +40,9 @@ from deepclust_jax.clustering import mixture
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
 _LARGEST = 8.0  # of the logarithm of a variance
+# Variance of the draws at the start, as a share of that within the clusters: an untrained layer
+# gives about 1, which blurs the clusters of a narrow code until one of them has all rows.
+_FIRST_NOISE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,16 +192,18 @@ def build(
         def fitted():
             z = embed(state, x)
             found = mixture.fit(key, z, k, covariance="diagonal", n_init=config.n_init).mixture
-            return {
+            own = {
                 "logits": jnp.log(jnp.maximum(found.weights, 1e-6)),
                 "means": found.means,
                 "log_variances": jnp.log(found.covariances),
             }
+            within = found.weights[None, :] @ found.covariances
+            variances = jnp.log(_FIRST_NOISE * within[0])
+            encoder = networks.with_constant_outputs(state.params["encoder"], variances)
+            return {**state.params, "encoder": encoder, "prior": own}
 
-        own = jax.lax.cond(state.has_prior, lambda: state.params["prior"], fitted)
-        return state.replace(
-            params={**state.params, "prior": own}, has_prior=jnp.ones_like(state.has_prior)
-        )
+        params = jax.lax.cond(state.has_prior, lambda: state.params, fitted)
+        return state.replace(params=params, has_prior=jnp.ones_like(state.has_prior))
 
     def embed(state: State, x: Array) -> Array:
         def mean(params, x):
