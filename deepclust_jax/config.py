@@ -31,7 +31,8 @@ class Data:
     jsonl, txt, images, wav)."""
 
     n_clusters: int | None = None
-    """Number of clusters. None: the documented number of classes of a named set; files need it."""
+    """Number of clusters. None: the documented number of classes of a named set; files need it.
+    With --merge the most there can be, and None is 35."""
 
     labels: str | None = None
     """File (npy, csv, txt) or column with labels, used for scores only. None: those that came with
@@ -89,6 +90,10 @@ class Method:
     resets: int | None = None
     """Epochs between resets in BRB's manner, of the same methods: weights of the encoder become 0.8
     of themselves and 0.2 of fresh ones, then k-means. None: never."""
+
+    merge: bool = False
+    """Find the number of clusters: start with --n-clusters and merge those with no valley between
+    them (n2d, contrastive)."""
 
     likelihood: Literal["gaussian", "bernoulli"] | None = None
     """Of the rows given the code (vade); bernoulli is for rows in 0..1."""
@@ -261,6 +266,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 _LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700}
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
+_ON_GRAPHS = ("n2d", "contrastive")  # which can merge clusters
+MOST_CLUSTERS = 35  # to merge, where none are given; of DipDECK
 _OF_PRETRAINING = ("pretrain_learning_rate", "metric")
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
 
@@ -394,6 +401,15 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
+    if options.method.merge:
+        if options.method.method not in _ON_GRAPHS:
+            raise ConfigError(
+                f"expected --merge beside --method {' or '.join(_ON_GRAPHS)}, found {method}"
+            )
+        most = options.data.n_clusters or MOST_CLUSTERS  # never the number of classes
+        options = dataclasses.replace(
+            options, data=dataclasses.replace(options.data, n_clusters=most)
+        )
     if n_rows is not None and options.method.profile == "practical":
         options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:

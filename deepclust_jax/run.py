@@ -119,7 +119,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         return Phase(name, 0, algorithm, epochs, 0, True)
 
     def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
-        own = contrastive.Config(**common, learning_rate=rate)
+        own = contrastive.Config(**common, learning_rate=rate, merge=method.merge)
         optimizer = optax.adam(falling(rate, epochs))
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
@@ -142,6 +142,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
     if method.method == "n2d":
+        own |= {"merge": method.merge}
         optimizer = autoencoder.sgd(rate, autoencoder.Config())
     algorithm = module.build(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change

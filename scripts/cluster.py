@@ -81,7 +81,9 @@ def cluster(options: Options) -> int:
     z, labels = train.embed(trained.algorithm, kept, dataset.x)
     for path, found in zip(outputs, (labels[0], z[0]), strict=False):
         np.save(path, found)
-    sizes = np.bincount(labels[0], minlength=trained.options.data.n_clusters)
+    made = trained.options
+    k = 0 if made.method.merge else made.data.n_clusters
+    sizes = np.bincount(labels[0], minlength=k)
     print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
     print(f"Labels: {options.labels_out}")
     return 0

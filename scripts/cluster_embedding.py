@@ -45,6 +45,10 @@ class Options:
     n_clusters: int | None = None
     """For all but dbscan and hdbscan. None: that of the run or of a named set."""
 
+    merge: bool = False
+    """Find the number of clusters, for graph: start with --n-clusters, or 35, and merge those with
+    no valley between them."""
+
     devices: int | None = None
     """Devices that share the rows, held in memory, for kmeans: cores of a CPU, or accelerators.
     None: one. It pays from some hundred thousand rows on."""
@@ -108,7 +112,7 @@ def cluster(options: Options) -> int:
     """Load, cluster, score, write. -> exit code."""
     import numpy as np
 
-    from deepclust_jax import metrics
+    from deepclust_jax import config, metrics
     from deepclust_jax.report import run_directory
 
     check_options(options)
@@ -119,6 +123,7 @@ def cluster(options: Options) -> int:
     z, truth, k = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
     )
+    k = config.MOST_CLUSTERS if options.merge else k  # never the number of classes
     k = k if options.n_clusters is None else options.n_clusters
     labels, centroids = cluster_rows(options, z, k)
     np.save(options.labels_out, labels)  # before the scores, which take their time
@@ -151,6 +156,7 @@ def cluster(options: Options) -> int:
 # Options that only some methods have.
 OF = {
     "n_clusters": ("kmeans", "balanced", "hierarchical", "mixture", "graph", "agglomerative"),
+    "merge": ("graph",),
     "devices": ("kmeans",),
     "min_size": ("balanced",),
     "max_size": ("balanced",),
@@ -230,7 +236,7 @@ def cluster_rows(options: Options, z, k):
         found = mixture.fit(key, z, k, covariance=options.covariance)
         return np.asarray(found.labels), np.asarray(found.mixture.means)
     if name == "graph":
-        return np.asarray(graph_embedding.cluster(key, z, k).labels), None
+        return np.asarray(graph_embedding.cluster(key, z, k, merge=options.merge).labels), None
     if name == "agglomerative":
         return classical.agglomerative(z, k, linkage=options.linkage), None
     if name == "hdbscan":

@@ -113,10 +113,11 @@ def facts(options: config.Options, dataset, labels) -> str:
     scaling = dataset.preprocessing.settings.get("scaling", "own features")
     scored = "no labels" if labels is None else f"{len(set(labels.tolist()))} classes for scores"
     device = jax.devices()[0].device_kind  # the one that trains
+    k = f"k {'<=' if options.method.merge else '='} {options.data.n_clusters}"
     seeds = "1 seed" if options.run.seeds == 1 else f"{options.run.seeds} seeds"
     return (
         f"{options.data.data}: {shape} ({dataset.kind}, scaling {scaling}, {scored}); "
-        f"{options.method.method}, k = {options.data.n_clusters}, {seeds}; "
+        f"{options.method.method}, {k}, {seeds}; "
         f"jax {jax.__version__}, {device}"
     )
 

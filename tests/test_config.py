@@ -143,6 +143,17 @@ def test_the_network_of_an_older_file_is_not_that_of_a_method_on_pairs(tmp_path)
         assert same.network.hidden == tuple(hidden) and same.network.embed_dim == 10
 
 
+def test_merging_never_starts_with_the_number_of_classes():
+    """Trap: an estimate of the number of clusters that was told it."""
+    alone = config.resolve(config.parse(["--data", "digits", "--method", "n2d", "--merge"]))
+    assert alone.data.n_clusters == 35
+    found = resolved("--method", "contrastive", "--merge", "--n-clusters", "20")
+    assert found.data.n_clusters == 20 and found.method.merge
+    for method in ("dcn", "info_max", "autoencoder"):
+        with pytest.raises(config.ConfigError, match="--merge beside --method n2d or contrastive"):
+            resolved("--method", method, "--merge")
+
+
 def test_resets_that_never_come_are_refused():
     with pytest.raises(config.ConfigError, match=r"expected --resets < 20 \(--epochs\), found 20"):
         resolved("--method", "dcn", "--resets", "20")

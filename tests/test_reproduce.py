@@ -130,6 +130,17 @@ def test_methods_on_pairs_start_from_the_same_features(folder):
     )
     stored = np.load(REPRODUCE.cell_file("digits", "contrastive-affine", 0).with_suffix(".npz"))
     np.testing.assert_array_equal(stored["labels"], found[0])
+    # Merged, they are of the same features, clustered again, and it is not told the classes.
+    REPRODUCE.train_cells(dataset, labels, "contrastive-affine-merge", [0])
+    file = REPRODUCE.cell_file("digits", "contrastive-affine-merge", 0)
+    merged = json.loads(file.read_text())
+    assert merged["recipe"]["options"]["n_clusters"] == 35
+    assert merged["recipe"]["start"]["n_clusters"] == 10
+    assert sorted(kept.rglob("*")) == before
+    count = len(np.unique(np.load(file.with_suffix(".npz"))["labels"]))
+    assert 2 <= count < 35
+    row = next(line for line in REPRODUCE.quality_table().splitlines() if "-merge" in line)
+    assert f"contrastive-affine-merge, {count:.1f} clusters |" in row
 
 
 def test_seeds_together_are_the_seeds_alone(folder):

@@ -676,6 +676,7 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "n2d", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
+        (["--method", "n2d", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (["--method", "info_max", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (
             ["--method", "dcn", "--resets", "1", "--sizes", "even", "--epochs", "3"],
@@ -691,7 +692,12 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
     few += ["--limit", "50"]  # conv compiles slowly
     done(TRAIN, *(few if "conv" in args else TINY), *args, "--out", out)
     assert set(report_of(out)["seconds"]) == phases
-    assert np.load(out / "labels_all.npy").shape == shape
+    labels = np.load(out / "labels_all.npy")
+    assert labels.shape == shape
+    assert ("clusters" in report_of(out)) == ("--merge" in args)
+    if "--merge" in args:
+        assert report_of(out)["clusters"]["values"] == [len(np.unique(labels))]
+        assert len(np.load(out / "centroids.npy")) == labels.max() + 1
     z = np.load(out / "embeddings.npy")
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
 
@@ -814,6 +820,7 @@ EMBEDDING, SELECT_K = script("cluster_embedding"), script("select_k")
         ["--clusterer", "mixture"],
         ["--clusterer", "mixture", "--covariance", "diagonal"],
         ["--clusterer", "graph"],
+        ["--clusterer", "graph", "--merge", "--n-clusters", "6"],
         ["--clusterer", "agglomerative", "--linkage", "average"],
         ["--clusterer", "hdbscan", "--min-cluster-size", "10"],
         ["--clusterer", "dbscan", "--eps", "0.5", "--min-samples", "4"],

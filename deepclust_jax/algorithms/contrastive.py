@@ -13,8 +13,10 @@ changes both. A batch without partners pairs each row with itself.
 
 `refresh` is the clustering: neighbours of the features, layouts of their graph, a mixture on the
 points of each (graph_embedding.py), and a linear classifier for each of these clusterings that
-labels rows by their features; `best` is the one that says most of the neighbours. Call it once,
-after training. It also fixes the statistics of the batch normalisation, which in training are those
+labels rows by their features; `best` is the one that says most of the neighbours. Where the number
+of clusters is not known, `merge` starts with too many and joins those with no valley between, in
+place of the mixture; `best` is then the one that agrees best with the others. Call it once, after
+training. It also fixes the statistics of the batch normalisation, which in training are those
 of the batch: `embed` gives every row a code of its own.
 
 Deviations from both papers: a perceptron by default, without their projection head: the features
@@ -43,7 +45,8 @@ _NUMBERS = 2**23  # as many as hold so many numbers, but 256 at least
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    n_clusters: int = 10  # k
+    n_clusters: int = 10  # k, or with `merge` the most there can be
+    merge: bool = False  # of the clusters those with no valley between (clustering/merging.py)
     embed_dim: int = 64  # width of the features
     network: str = "mlp"  # or "conv", for images
     hidden: tuple[int, ...] = (512, 512)  # encoder widths
@@ -156,11 +159,11 @@ def build(
         found = graph_embedding.candidates(
             layout_key, z, config.n_clusters, dim=config.layout_dim,
             n_neighbors=config.n_neighbors, n_layouts=config.n_layouts,
-            epochs=config.layout_epochs,
+            epochs=config.layout_epochs, merge=config.merge,
         )  # fmt: skip
         posterior, steps = jnp.moveaxis(found.posterior, 0, 1), config.classifier_steps
         labeller = distil.fit(labeller_key, nets.classifier, z, posterior, steps)
-        best = jnp.argmax(found.information).astype(jnp.int32)
+        best = graph_embedding.best(found, config.merge).astype(jnp.int32)
         return state.replace(labeller=labeller, best=best)
 
     def embed(state: State, x: Array) -> Array:

@@ -9,7 +9,8 @@ points. Call it once, after training.
 Layouts differ from key to key, and some join two clusters: `refresh` makes several and keeps the
 one whose clusters say most of those of the neighbours. A layout says nothing of new rows. So a
 small classifier learns the mixture's posterior from the codes, and labels old and new rows alike:
-`assign` is a function of the code.
+`assign` is a function of the code. Where the number of clusters is not known, `merge` starts with
+too many and joins those with no valley between.
 
 Deviations: the paper trains its autoencoder for 1,000 epochs with Adam, here it is the common one
 (`warm_start`); neighbours are exact and the layout is by graph_embedding.py, in place of the
@@ -34,7 +35,8 @@ from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    n_clusters: int = 10  # k
+    n_clusters: int = 10  # k, or with `merge` the most there can be
+    merge: bool = False  # of the clusters those with no valley between (clustering/merging.py)
     embed_dim: int = 10  # width of the code, and of the layout
     network: str = "mlp"  # or "conv", for images
     hidden: tuple[int, ...] = (500, 500, 2000)  # encoder widths; the decoder mirrors them
@@ -121,7 +123,7 @@ def build(
         posterior = graph_embedding.cluster(
             layout_key, z, config.n_clusters, dim=config.embed_dim,
             n_neighbors=config.n_neighbors, n_layouts=config.n_layouts,
-            epochs=config.layout_epochs,
+            epochs=config.layout_epochs, merge=config.merge,
         ).posterior  # fmt: skip
         steps = config.classifier_steps
         return state.replace(

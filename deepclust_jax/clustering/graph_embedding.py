@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepclust_jax.clustering import kmeans, lloyd, mixture, neighbors
+from deepclust_jax.clustering import kmeans, lloyd, merging, mixture, neighbors
 from deepclust_jax.clustering.neighbors import Neighbors
+from deepclust_jax.metrics.jittable import ari_jax
 from deepclust_jax.types import Array, Key
 
 # a and b for which 1 / (1 + a t^2b) is nearest to exp(-t) for t in 0..3 (a test fits them).
@@ -42,6 +43,7 @@ class Clustered(NamedTuple):
     posterior: Array  # [n, k], probability of each cluster given the point of the row
     points: Array  # [n, dim]
     information: Array  # [], nats, of the clusters along the edges of the graph; <= log k
+    agreement: Array  # [], mean adjusted Rand index with the clusters of the other layouts
 
 
 def cluster(
@@ -53,6 +55,7 @@ def cluster(
     n_neighbors: int = 20,
     n_layouts: int = 5,
     epochs: int = 300,
+    merge: bool = False,
 ) -> Clustered:
     """A Gaussian mixture with full covariances on points for the rows. [n, d] -> Clustered.
 
@@ -60,22 +63,34 @@ def cluster(
     the one is kept whose clusters say most of those of the neighbours (`information`), in the space
     of the rows. The likelihood of the mixture says less: it is of other points each time.
 
+    Where the number of clusters is not known, `merge` them: there is no mixture then, but k-means
+    with `n_clusters`, joined where no valley is between them (merging.py). Clusters have the
+    numbers 0 to as many as are left. More of them say more of the neighbours, so the layout is kept
+    whose clusters agree best with those of the others.
+
     Args:
         key: a typed key; the result is a function of it.
         x: rows [n, d].
-        n_clusters: k.
+        n_clusters: k; with `merge` several times the number that is expected.
         dim: of the points; at most d.
         n_neighbors: of each row; at most n - 1.
         n_layouts: how many are made.
         epochs: of each, as in `fit`.
+        merge: whether to merge clusters.
 
     Raises:
         ValueError: as `mixture.fit` and `fit`.
     """
     found = candidates(
-        key, x, n_clusters, dim=dim, n_neighbors=n_neighbors, n_layouts=n_layouts, epochs=epochs
-    )
-    return jax.tree.map(lambda a: a[jnp.argmax(found.information)], found)
+        key, x, n_clusters, dim=dim, n_neighbors=n_neighbors, n_layouts=n_layouts, epochs=epochs,
+        merge=merge,
+    )  # fmt: skip
+    return jax.tree.map(lambda a: a[best(found, merge)], found)
+
+
+def best(found: Clustered, merge: bool) -> Array:
+    """Which of the layouts of `candidates` the function `cluster` keeps. -> [] int."""
+    return jnp.argmax(found.agreement if merge else found.information)
 
 
 def candidates(
@@ -87,6 +102,7 @@ def candidates(
     n_neighbors: int = 20,
     n_layouts: int = 5,
     epochs: int = 300,
+    merge: bool = False,
 ) -> Clustered:
     """What `cluster` chooses from: all its layouts, on a leading axis [n_layouts]."""
     kmeans.check_key(key)
@@ -100,12 +116,27 @@ def candidates(
 
     def one(key):
         y = fit(key, near, start, epochs=epochs)
-        found = mixture.fit(jax.random.fold_in(key, epochs), y, n_clusters)
-        own = mixture.posterior(y, found.mixture)
-        edges = information(found.labels, near.index, weights, n_clusters)
-        return Clustered(found.labels, own, y, edges)
+        cluster_key = jax.random.fold_in(key, epochs)
+        if merge:
+            labels = merging.fit(cluster_key, y, n_clusters).labels
+            own = jax.nn.one_hot(labels, n_clusters)
+        else:
+            found = mixture.fit(cluster_key, y, n_clusters)
+            labels, own = found.labels, mixture.posterior(y, found.mixture)
+        edges = information(labels, near.index, weights, n_clusters)
+        return Clustered(labels, own, y, edges, jnp.float32(0))
 
-    return jax.lax.map(one, jax.random.split(key, n_layouts))
+    found = jax.lax.map(one, jax.random.split(key, n_layouts))
+    return found._replace(agreement=_agreement(found.labels, n_clusters))
+
+
+def _agreement(labels: Array, k: int) -> Array:
+    """Mean adjusted Rand index of each clustering with the others. [m, n] -> [m]; 1 if alone."""
+    index = partial(ari_jax, n_classes=k, n_clusters=k)
+    every = jax.lax.map(lambda one: jax.vmap(index, (None, 0))(one, labels), labels)
+    if len(labels) == 1:
+        return jnp.ones(1)
+    return (jnp.sum(every, axis=1) - 1.0) / (len(labels) - 1)  # less its own index with itself
 
 
 @partial(jax.jit, static_argnames="n_clusters")

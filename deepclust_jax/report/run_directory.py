@@ -29,8 +29,11 @@ def write(
     """
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
-    k = options.data.n_clusters
+    k = None if options.method.merge else options.data.n_clusters
     report = scores.score_population(labels_all, iter(z_all), objectives, labels, n_clusters=k)
+    if options.method.merge:
+        report["clusters"] = scores.counted(labels_all)
+        k = len(report["cluster_sizes"])  # of the run kept
     report["baselines"] = []
     if labels is not None:
         keys = run.seed_keys(options)

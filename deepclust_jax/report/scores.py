@@ -90,6 +90,11 @@ def choose(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[int, str]:
     )
 
 
+def counted(labels_all: np.ndarray) -> dict[str, Any]:
+    """How many clusters each of S runs found, as a score of `score_population`. [S, n]."""
+    return _summary(np.array([len(np.unique(labels)) for labels in labels_all]))
+
+
 def oracle(scores: Mapping[str, Any]) -> int | None:
     """The run with the highest accuracy by labels, or None without labels; for printing only."""
     if ORACLE_SCORE not in scores["external"]:

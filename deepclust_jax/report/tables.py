@@ -23,6 +23,8 @@ def score_table(report: Mapping[str, Any]) -> str:
     head += [f"chosen without labels (run {chosen})"]
     head += [] if best is None else [f"best by labels (oracle, run {best})"]
     rows = [head]
+    if "clusters" in report:
+        rows.append(_row("clusters found", report["clusters"], runs, _number))
     for name, score in _ordered(report["external"]):
         rows.append(_row(f"{name} [%]", score, runs, _percent))
     if report["n_runs"] > 1:

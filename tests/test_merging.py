@@ -1,0 +1,120 @@
+"""The number of clusters by merging: the folding test, and where it stops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import data, metrics
+from deepclust_jax.clustering import graph_embedding, merging
+
+KEY = jax.random.key(0)
+
+
+def blobs(sizes, apart, d=5, seed=0):
+    """Gaussians of deviation 1 with centres on the axes, `apart` from each other."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    centres = np.eye(len(sizes), max(d, len(sizes))) * apart / np.sqrt(2)
+    return (centres[labels] + rng.normal(size=(len(labels), centres.shape[1]))).astype(
+        np.float32
+    ), labels
+
+
+def phi_by_definition(t, weights):
+    def mean(values):
+        return np.sum(weights * values) / np.sum(weights)
+
+    variance = mean(t**2) - mean(t) ** 2
+    fold = (mean(t**3) - mean(t) * mean(t**2)) / (2 * variance)
+    folded = np.abs(t - fold)
+    return 4 * (mean(folded**2) - mean(folded) ** 2) / variance
+
+
+def test_phi_by_numpy():
+    x, labels = blobs((300, 40, 90), 4.0)
+    found = np.asarray(merging.folding(jnp.asarray(x), jnp.asarray(labels), 4))
+    for a in range(3):
+        for b in range(3):
+            if a == b:
+                continue
+            rows = (labels == a) | (labels == b)
+            centres = np.stack([x[labels == c].mean(0) for c in (a, b)]).astype(np.float64)
+            line = (centres[1] - centres[0]) / np.linalg.norm(centres[1] - centres[0])
+            t = (x[rows] - centres.mean(0)) @ line
+            weights = 1 / np.bincount(labels)[labels[rows]]  # either cluster counts as much
+            np.testing.assert_allclose(found[a, b], phi_by_definition(t, weights), rtol=1e-3)
+    np.testing.assert_array_equal(np.diag(found), -1.0)
+    np.testing.assert_array_equal(found[3], -1.0)  # a cluster without rows
+    np.testing.assert_allclose(found, found.T, rtol=1e-5)
+
+
+def test_phi_of_a_uniform_line_is_1_and_of_two_points_0():
+    t = np.linspace(0, 1, 1001, dtype=np.float32)[:, None]
+    found = merging.folding(jnp.asarray(t), jnp.asarray((t[:, 0] > 0.5).astype(np.int32)), 2)
+    np.testing.assert_allclose(found[0, 1], 1.0, atol=1e-3)
+    two = jnp.asarray(np.repeat([[0.0], [1.0]], 50, axis=0), jnp.float32)
+    labels = jnp.repeat(jnp.arange(2), 50)
+    np.testing.assert_allclose(merging.folding(two, labels, 2)[0, 1], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [2.0, 4.0, 4.5, 8.0])
+def test_phi_of_two_gaussians_falls_with_their_distance(apart):
+    """The 4 / (1 + d^2/4) of the head of merging.py, where they do not overlap much."""
+    x, labels = blobs((20_000, 20_000), apart)
+    found = float(merging.folding(jnp.asarray(x), jnp.asarray(labels), 2)[0, 1])
+    expected = 4 / (1 + apart**2 / 4)
+    assert found == pytest.approx(expected, rel=0.1 if apart > 3 else 0.4)
+    assert (found < merging.THRESHOLD) == (apart > 4.2)
+
+
+@pytest.mark.parametrize("most", [20, 35])
+def test_blobs_of_unequal_sizes_are_found(most):
+    x, labels = blobs((1000, 60, 500, 250, 100, 800, 90, 300), 10.0, d=8)
+    found = merging.fit(KEY, x, most)
+    assert int(found.n_clusters) == 8
+    assert metrics.accuracy(labels, np.asarray(found.labels)) > 0.999
+
+
+def test_one_gaussian_is_one_cluster():
+    x, _ = blobs((2000,), 0.0)
+    found = merging.fit(KEY, x, 20)
+    assert int(found.n_clusters) == 1
+    np.testing.assert_array_equal(found.labels, 0)
+
+
+def test_labels_are_without_gaps_and_do_not_move_with_shift_and_rotation():
+    x, _ = blobs((300, 200, 100), 9.0)
+    found = merging.fit(KEY, x, 12)
+    assert sorted(set(np.asarray(found.labels).tolist())) == list(range(int(found.n_clusters)))
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(x.shape[1],) * 2))[0]
+    moved = merging.fit(KEY, (x @ turn + 100.0).astype(np.float32), 12)
+    assert metrics.ari(np.asarray(found.labels), np.asarray(moved.labels)) == pytest.approx(1.0)
+
+
+def test_rows_at_one_place_are_one_cluster():
+    """Trap: a variance of 0 is no number to divide by."""
+    x = jnp.asarray(np.repeat([[0.0, 1.0]], 40, axis=0), jnp.float32)
+    labels = merging.merge(x, jnp.arange(40) % 3, 3, 0.7)
+    np.testing.assert_array_equal(labels, 0)
+
+
+def test_a_threshold_that_is_not_positive_is_refused():
+    x, _ = blobs((30,), 0.0)
+    for bad in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="expected threshold > 0"):
+            merging.fit(KEY, x, 3, threshold=bad)
+
+
+def test_points_of_a_graph_of_digits():
+    """On the points of a neighbour graph more is found than the ten classes, and little is mixed:
+    digits have several ways to be written."""
+    dataset, y = data.load("digits")
+    x = dataset.x.reshape(len(y), -1)
+    found = graph_embedding.cluster(KEY, x, 20, n_layouts=3, merge=True)
+    labels = np.asarray(found.labels)
+    assert 10 <= len(np.unique(labels)) <= 19
+    assert metrics.nmi(y, labels) > 0.85
+    assert labels.max() + 1 == len(np.unique(labels))
+    np.testing.assert_array_equal(np.argmax(found.posterior, axis=1), labels)
+    assert 0.6 < float(found.agreement) <= 1.0
