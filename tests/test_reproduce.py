@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_scripts import ROOT, damage, script
 
-from deepclust_jax import checkpoint, config, data, run, train
+from deepclust_jax import checkpoint, config, data, metrics, run, train
 
 REPRODUCE = script("reproduce")
 MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine", "autoencoder-paper")
@@ -141,6 +141,18 @@ def test_methods_on_pairs_start_from_the_same_features(folder):
     assert 2 <= count < 35
     row = next(line for line in REPRODUCE.quality_table().splitlines() if "-merge" in line)
     assert f"contrastive-affine-merge, {count:.1f} clusters |" in row
+
+
+def test_kmeans_on_the_rows_is_a_row_of_its_own(folder):
+    dataset, labels = data.load("digits")
+    REPRODUCE.train_cells(dataset, labels, "kmeans", [0, 1])
+    assert REPRODUCE.is_done(dataset, "kmeans", 1) and not REPRODUCE.is_done(dataset, "kmeans", 2)
+    file = REPRODUCE.cell_file("digits", "kmeans", 1)
+    found = np.load(file.with_suffix(".npz"))["labels"]
+    score = json.loads(file.read_text())["external"]["accuracy"]
+    assert score == metrics.accuracy(labels, found) and 0.6 < score < 0.85
+    assert not list((folder / "starts").glob("*"))  # nothing is trained
+    assert "| digits | kmeans |" in REPRODUCE.quality_table()
 
 
 def test_seeds_together_are_the_seeds_alone(folder):
