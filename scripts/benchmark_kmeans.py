@@ -150,13 +150,13 @@ def measure(options: Options) -> dict[str, Any]:
     from deepclust_jax.report import environment, scores
 
     result: dict[str, Any] = {"workloads": {}}
-    machine = environment.environment() | {"cores": os.cpu_count()}
+    machine = environment.environment()
     platform = machine["device"]["platform"]
     file = FILES.get(platform, RESULTS / f"kmeans_speed_{platform}.json")
     if file.is_file() and not options.quick:
         result = json.loads(file.read_text())
     result["environment"] = machine
-    device = cpu_model() if platform == "cpu" else machine["device"]["kind"]
+    device = environment.processor() if platform == "cpu" else machine["device"]["kind"]
     result["peers"] = peer_versions(options.peer_python)
     for name in options.workloads:
         work = WORKLOADS[name]
@@ -727,15 +727,6 @@ def roofline() -> list[str]:
             cells = " | ".join(f"{t:.2f}" for t in times)
             lines.append(f"| {name} on {chip} | {cells} |")
     return lines
-
-
-def cpu_model() -> str:
-    """Name of the processor, as far as the system tells, and its widest vectors."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text() if file.is_file() else ""
-    name = next((line for line in text.splitlines() if line.startswith("model name")), ": unknown")
-    vectors = next((flag for flag in ("avx512f", "avx2", "avx") if f" {flag} " in text), "")
-    return f"{name.split(':')[1].strip()} {vectors}".strip()
 
 
 def _cell(rounds: list[dict] | None, ours: list[dict]) -> str:

@@ -104,7 +104,7 @@ def measure(options: Options) -> None:
             if times
         },
         "memory": used,
-        "environment": environment.environment() | {"cores": os.cpu_count()},
+        "environment": environment.environment(),
         "peers": peer_versions(options.torch_python),
     }
     RESULT.parent.mkdir(exist_ok=True)

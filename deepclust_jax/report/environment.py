@@ -34,10 +34,21 @@ def environment() -> dict[str, Any]:
             "platform": devices[0].platform,
             "count": len(devices),
         },
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "matmul_precision": jax.config.jax_default_matmul_precision,
         "commit": commit,
         "dirty": dirty,
     }
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system tells, and its widest vectors."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    name = next((line for line in text.splitlines() if line.startswith("model name")), ": unknown")
+    vectors = next((flag for flag in ("avx512f", "avx2", "avx") if f" {flag} " in text), "")
+    return f"{name.split(':')[1].strip()} {vectors}".strip()
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
