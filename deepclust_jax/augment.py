@@ -22,18 +22,39 @@ def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None)
     return batch._replace(x=_each(key, batch.x, augment), clean=batch.x)
 
 
-def pair(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None) -> Batch:
+def pair(
+    key: Key,
+    batch: Batch,
+    augment: Callable[[Key, Array], Array] | None = None,
+    noise_share: float = 0.0,
+) -> Batch:
     """The batch with a second view of every row as its `partner`, both changed independently.
 
     The second view is of the row's neighbour, or of the row itself where there are no neighbours.
+    `noise_share` adds Gaussian noise to both views, as large as that share of the distance between
+    a row and its partner, root mean square over the batch: a change for rows of any kind and scale.
     The rows as they were stay in `clean`, as in `batch`.
     """
     one_key, other_key = jax.random.split(key)
     other = batch.x if batch.partner is None else batch.partner
-    if augment is None:
+    if augment is None and not noise_share:
         return batch._replace(partner=other)
-    one = _each(one_key, batch.x, augment)
-    return batch._replace(x=one, clean=batch.x, partner=_each(other_key, other, augment))
+    deviation = noise_share * _gap(batch.x, other, batch.mask) if noise_share else None
+
+    def change(key: Key, x: Array) -> Array:
+        x = x if augment is None else augment(key, x)
+        # fold_in: the draws of `augment` are from the same key.
+        return x if deviation is None else noise(jax.random.fold_in(key, 1), x, scale=deviation)
+
+    one = _each(one_key, batch.x, change)
+    return batch._replace(x=one, clean=batch.x, partner=_each(other_key, other, change))
+
+
+def _gap(x: Array, partner: Array, mask: Array) -> Array:
+    """Root mean square difference of rows and their partners, over rows that count and features."""
+    squared = jnp.mean((x - partner).reshape(len(x), -1) ** 2, axis=1)
+    mean = jnp.sum(jnp.where(mask > 0, squared, 0.0)) / jnp.maximum(jnp.sum(mask), 1.0)
+    return jnp.sqrt(mean)
 
 
 def clean(batch: Batch) -> Array:
@@ -82,7 +103,7 @@ def quarter_turn(key: Key, x: Array) -> Array:
     return jax.lax.switch(jax.random.randint(key, (), 0, 4), turns, x)
 
 
-def noise(key: Key, x: Array, *, scale: float = 0.1) -> Array:
+def noise(key: Key, x: Array, *, scale: Array | float = 0.1) -> Array:
     """The row plus Gaussian noise of standard deviation `scale`."""
     return x + scale * jax.random.normal(key, x.shape, x.dtype)
 

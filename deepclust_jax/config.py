@@ -64,9 +64,11 @@ class Method:
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
-    augment: Literal["none", "affine"] = "none"
-    """Random rotation and shift of images while the method trains, for contrastive and info_max
-    also scale and shear; an autoencoder that starts a method has the images as they are."""
+    augment: Literal["none", "affine", "noise"] = "none"
+    """What changes rows while the method trains. affine: random rotation and shift of images, for
+    contrastive and info_max also scale and shear; an autoencoder that starts a method has the
+    images as they are. noise: for contrastive and info_max with rows of any kind, as large as twice
+    the distance to a neighbour."""
 
     weight: float | None = None
     """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
@@ -266,6 +268,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 _LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700}
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
+_ON_PAIRS = ("contrastive", "info_max")
 _ON_GRAPHS = ("n2d", "contrastive")  # which can merge clusters
 MOST_CLUSTERS = 35  # to merge, where none are given; of DipDECK
 _OF_PRETRAINING = ("pretrain_learning_rate", "metric")
@@ -401,6 +404,10 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
+    if options.method.augment == "noise" and options.method.method not in _ON_PAIRS:
+        raise ConfigError(
+            f"expected --augment noise beside --method {' or '.join(_ON_PAIRS)}, found {method}"
+        )
     if options.method.merge:
         if options.method.method not in _ON_GRAPHS:
             raise ConfigError(

@@ -34,6 +34,7 @@ _ON_PAIRS = ("contrastive", "info_max")
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
+_NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 
 
@@ -108,6 +109,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
     change = affine if method.augment == "affine" else None
+    noise = _NOISE if method.augment == "noise" else 0.0
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
         return falling_rate(rate, steps * epochs, training.decay)
@@ -119,7 +121,7 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
         return Phase(name, 0, algorithm, epochs, 0, True)
 
     def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
-        own = contrastive.Config(**common, learning_rate=rate, merge=method.merge)
+        own = contrastive.Config(**common, learning_rate=rate, merge=method.merge, noise=noise)
         optimizer = optax.adam(falling(rate, epochs))
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
@@ -141,6 +143,8 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     rate = falling(training.learning_rate, training.epochs)
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
+    if method.method == "info_max":
+        own |= {"noise": noise}
     if method.method == "n2d":
         own |= {"merge": method.merge}
         optimizer = autoencoder.sgd(rate, autoencoder.Config())

@@ -154,6 +154,13 @@ def test_merging_never_starts_with_the_number_of_classes():
             resolved("--method", method, "--merge")
 
 
+def test_noise_is_for_pairs():
+    for method in ("contrastive", "info_max"):
+        assert resolved("--method", method, "--augment", "noise").method.augment == "noise"
+    with pytest.raises(config.ConfigError, match="--augment noise beside --method contrastive or"):
+        resolved("--method", "dcn", "--augment", "noise")
+
+
 def test_resets_that_never_come_are_refused():
     with pytest.raises(config.ConfigError, match=r"expected --resets < 20 \(--epochs\), found 20"):
         resolved("--method", "dcn", "--resets", "20")

@@ -49,6 +49,31 @@ def test_the_second_view_is_of_the_neighbour():
         np.testing.assert_allclose(found.x, x, atol=1.0)
 
 
+def test_noise_is_as_large_as_the_distance_of_a_pair():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(400, 30)), jnp.float32)
+    for scale in (1.0, 50.0):  # whatever the scale of the rows
+        own, partner = scale * x, scale * (x + 0.3)
+        found = augment.pair(KEY, batch(own, partner=partner), noise_share=2.0)
+        np.testing.assert_array_equal(found.clean, own)
+        for view, before in ((found.x, own), (found.partner, partner)):
+            np.testing.assert_allclose(np.std(view - before), scale * 0.6, rtol=0.02)
+        assert (
+            abs(np.corrcoef((found.x - own).ravel(), (found.partner - partner).ravel())[0, 1])
+            < 0.03
+        )
+    # Rows that do not count give no scale, and change no other row's draw.
+    rows_, mask = jnp.concatenate([x, 1e6 * x]), jnp.concatenate([jnp.ones(400), jnp.zeros(400)])
+    padded = Batch(rows_, jnp.arange(800), mask, partner=rows_ + 0.3)
+    both = augment.pair(KEY, padded, noise_share=1.0)
+    np.testing.assert_allclose(np.std(both.x[:400] - x), 0.3, rtol=0.02)
+    # Beside an augmentation it is added to the changed row.
+    one = augment.pair(KEY, batch(x, partner=x + 0.3), lambda key, row: row + 10.0, 1.0)
+    np.testing.assert_allclose(np.mean(one.x - x), 10.0, atol=0.02)
+    np.testing.assert_allclose(np.std(one.x - x), 0.3, rtol=0.02)
+    # Pairs of equal rows have none.
+    np.testing.assert_array_equal(augment.pair(KEY, batch(x), noise_share=2.0).x, x)
+
+
 def test_a_batch_without_neighbours_pairs_each_row_with_itself():
     x = rows()
     np.testing.assert_array_equal(augment.pair(KEY, batch(x), None).partner, x)

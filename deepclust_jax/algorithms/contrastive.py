@@ -52,6 +52,7 @@ class Config:
     hidden: tuple[int, ...] = (512, 512)  # encoder widths
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 1e-3  # of Adam
+    noise: float = 0.0  # on both views, as a share of the distance of a pair (`augment.pair`)
     temperature: float = 0.5  # t
     layout_dim: int = 10
     n_neighbors: int = 20  # of each row's features, in the graph
@@ -142,7 +143,7 @@ def build(
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = augmentation.pair(augment_key, batch, augment)
+        batch = augmentation.pair(augment_key, batch, augment, config.noise)
         (value, metrics), grads = losses.value_and_grad(loss)(
             state.params, state, batch, loss_key, nets=nets, config=config
         )
