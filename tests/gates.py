@@ -15,6 +15,7 @@ import pytest
 
 from deepclust_jax import config, data, losses, metrics, run, train
 from deepclust_jax.algorithms import dcn
+from deepclust_jax.clustering import graph_embedding
 
 SEEDS, PRETRAIN, JOINT = 5, 25, 8
 HIDDEN = (256, 256, 512)  # a third of the time of the paper's widths
@@ -102,6 +103,17 @@ def test_heads_on_contrastive_features(data_dir):
     # 0.92 and more where no two digits are joined, 0.89 where two are; the graph of raw pixels has
     # 0.85 to 0.89, k-means 0.62.
     assert score >= 0.87
+
+
+def test_the_number_of_clusters_of_a_graph(data_dir):
+    dataset, truth = loaded("usps")
+    x = dataset.x.reshape(len(truth), -1)
+    found = graph_embedding.cluster(jax.random.key(0), x, 35, n_layouts=3, merge=True)
+    labels = np.asarray(found.labels)
+    count, score = len(np.unique(labels)), metrics.nmi(truth, labels)
+    print(f"usps merged: {count} clusters, nmi {score:.4f}")
+    # 10 to 12 for three keys, with 0.868 to 0.873; not merged they are 35 with 0.75.
+    assert 9 <= count <= 14 and score >= 0.83
 
 
 @pytest.mark.parametrize("name", LIMIT)
