@@ -157,8 +157,10 @@ def test_merging_never_starts_with_the_number_of_classes():
 def test_noise_is_for_pairs():
     for method in ("contrastive", "info_max"):
         assert resolved("--method", method, "--augment", "noise").method.augment == "noise"
-    with pytest.raises(config.ConfigError, match="--augment noise beside --method contrastive or"):
-        resolved("--method", "dcn", "--augment", "noise")
+    for change in ("noise", "affine-noise"):
+        words = f"--augment {change} beside --method contrastive or"
+        with pytest.raises(config.ConfigError, match=words):
+            resolved("--method", "dcn", "--augment", change)
 
 
 def test_resets_that_never_come_are_refused():
@@ -350,6 +352,7 @@ def test_phases(args, expected):
     "args, words",
     [
         ("--augment affine", "--augment affine needs images"),
+        ("--method info_max --augment affine-noise", "--augment affine-noise needs images"),
         ("--network conv", "--network conv needs images"),
         ("--network conv --precision bfloat16", "--precision bfloat16 needs --network mlp"),
         ("--network conv --hidden 8", "--hidden needs --network mlp"),
