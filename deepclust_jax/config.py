@@ -404,6 +404,11 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
+    if method == "n2d" and given.training.epochs:
+        raise ConfigError(
+            "expected --pretrain-epochs beside --method n2d, which has no epochs of its own, "
+            f"found --epochs {given.training.epochs}"
+        )
     if "noise" in options.method.augment and options.method.method not in _ON_PAIRS:
         raise ConfigError(
             f"expected --augment {options.method.augment} beside --method "

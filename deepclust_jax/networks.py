@@ -50,14 +50,82 @@ class _MLP(nn.Module):
         return _dense(self.widths[-1], self.precision, variance)(x)
 
 
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """Convolution with as many pixels at the border as keep the size. [b, h, w, c] -> [b, ...]."""
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_convolve_by_product, stride=stride),
+        default=lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+    )
+
+
+def _convolve_by_product(x: Array, kernel: Array, *, stride: int) -> Array:
+    """The same as one product of patches and kernel.
+
+    XLA's own convolutions run without threads in the loops of a CPU, 20 times slower than this
+    (jax issue 12868), and an epoch is a loop.
+    """
+    height, width, inputs, outputs = kernel.shape
+    size = [-(-n // stride) for n in x.shape[1:3]]
+    reach = [(m - 1) * stride + 1 for m in size]
+    missing = [
+        max(r - 1 + k - n, 0) for r, k, n in zip(reach, (height, width), x.shape[1:3], strict=True)
+    ]
+    border = [(m // 2, m - m // 2) for m in missing]
+    x = jnp.pad(x, ((0, 0), *border, (0, 0)))
+    places = [
+        x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
+        for i in range(height)
+        for j in range(width)
+    ]
+    patches = jnp.concatenate(places, axis=-1).reshape(-1, height * width * inputs)
+    return jnp.dot(patches, kernel.reshape(-1, outputs)).reshape(len(x), *size, outputs)
+
+
+class Conv(nn.Module):
+    """A convolution. The class is public for its name only, which is that of its parameters."""
+
+    features: int
+    size: int
+    stride: int = 1
+    use_bias: bool = True
+    variance: float = _WIDE
+
+    @nn.compact
+    def __call__(self, x):
+        shape = self.size, self.size, x.shape[-1], self.features
+        x = _convolve(x, self.param("kernel", _kernel_init(self.variance), shape), self.stride)
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros, (self.features,))[None, None, None]
+
+
+class ConvTranspose(nn.Module):
+    """One with stride 2 the other way round: zeros between the pixels, then a convolution."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x):
+        shape = self.size, self.size, x.shape[-1], self.features
+        kernel = self.param("kernel", _kernel_init(_WIDE), shape)
+        # One zero before each pixel: the size doubles, and borders are those of lax.conv_transpose.
+        spread = jax.lax.pad(x, 0.0, ((0, 0, 0), (1, 0, 1), (1, 0, 1), (0, 0, 0)))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _convolve(spread, kernel, 1) + bias[None, None, None]
+
+
 class _ConvEncoder(nn.Module):
     embed_dim: int
 
     @nn.compact
     def __call__(self, x):
         for features, size in ((32, 5), (64, 5), (128, 3)):
-            x = nn.Conv(features, (size, size), strides=2, kernel_init=_kernel_init(_WIDE))(x)
-            x = nn.relu(x)
+            x = nn.relu(Conv(features, size, stride=2)(x))
         return _dense(self.embed_dim, "float32")(x.reshape(x.shape[0], -1))
 
 
@@ -70,12 +138,27 @@ class _ConvDecoder(nn.Module):
         start = (math.ceil(height / 8), math.ceil(width / 8), 128)
         x = nn.relu(_dense(math.prod(start), "float32")(z)).reshape(z.shape[0], *start)
         for features, size in ((64, 3), (32, 5)):
-            x = nn.ConvTranspose(
-                features, (size, size), strides=(2, 2), kernel_init=_kernel_init(_WIDE)
-            )(x)
-            x = nn.relu(x)
-        x = nn.ConvTranspose(channels, (5, 5), strides=(2, 2), kernel_init=_kernel_init(_WIDE))(x)
+            x = nn.relu(ConvTranspose(features, size)(x))
+        x = ConvTranspose(channels, 5)(x)
         return x[:, :height, :width, :]  # three doublings may overshoot by a few pixels
+
+
+class _Blocks(nn.Module):
+    """Blocks of two 3x3 convolutions, of which the second halves the picture."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        found = []
+        for width in self.widths:
+            for stride in (1, 2):
+                x = Conv(width, 3, stride=stride, use_bias=False, variance=2.0)(x)
+                # By groups of channels of one image: an image's features depend on no other's.
+                groups = math.gcd(width, max(1, width // 8))
+                x = nn.relu(nn.GroupNorm(num_groups=groups)(x))
+            found.append(x)
+        return tuple(found)
 
 
 class _Normalised(nn.Module):
@@ -97,7 +180,7 @@ class _Normalised(nn.Module):
         # which Adam makes as large as any.
         if self.is_conv:
             for features, size in ((32, 5), (64, 5), (128, 3)):
-                x = normalised(nn.Conv(features, (size, size), strides=2, use_bias=False)(x))
+                x = normalised(Conv(features, size, stride=2, use_bias=False, variance=1.0)(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.widths[:-1]:
             x = normalised(_dense(width, self.precision, use_bias=False)(x))
@@ -135,6 +218,32 @@ def conv_encoder(embed_dim: int) -> Network:
 def conv_decoder(shape: tuple[int, int, int]) -> Network:
     """The mirror image of `conv_encoder`. [b, d] -> [b, *shape]."""
     return _network(_ConvDecoder(shape))
+
+
+def conv_blocks(widths: Sequence[int]) -> Network:
+    """Convolutional blocks, with the output of each. [b, h, w, c] -> tuple of [b, h', w', width].
+
+    Each block halves height and width, rounded up, and has group normalisation and ReLU.
+    """
+    return _network(_Blocks(tuple(widths)))
+
+
+def pooled(x: Array, size: int = 1) -> Array:
+    """Means over a grid of `size` x `size` parts of a picture, no finer than its pixels.
+
+    Parts overlap where the size does not divide that of the picture. [b, h, w, c] -> [b, m].
+    """
+
+    def parts(n: int) -> list[slice]:
+        m = min(size, n)
+        return [slice(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+
+    means = [
+        jnp.mean(x[:, rows, columns], axis=(1, 2))
+        for rows in parts(x.shape[1])
+        for columns in parts(x.shape[2])
+    ]
+    return jnp.concatenate(means, axis=-1)
 
 
 def autoencoder(

@@ -125,6 +125,8 @@ def cluster(options: Options) -> int:
     )
     k = config.MOST_CLUSTERS if options.merge else k  # never the number of classes
     k = k if options.n_clusters is None else options.n_clusters
+    if options.merge and k < 2:
+        raise config.ConfigError(f"expected --n-clusters >= 2 to merge, found {k}")
     labels, centroids = cluster_rows(options, z, k)
     np.save(options.labels_out, labels)  # before the scores, which take their time
     print(f"Labels: {options.labels_out}")

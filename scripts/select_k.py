@@ -89,7 +89,11 @@ def select(options: Options) -> int:
         marks = ["*" if suggested.get(name) == k else " " for name in names]
         line = (f"{c:>16.4g}{mark}" for c, mark in zip(cells, marks, strict=True))
         print("  ".join([f"{k:>3}", *line]))
-    print("* what each score speaks for; they need not agree.")
+    print("* what each score speaks for; they need not agree, and some have no best one here.")
+    if edge := [n for n, k in suggested.items() if k == evidence.k[-1]]:
+        print(
+            f"At the edge of the range: {', '.join(edge)}; raise --k-max to see whether it stays."
+        )
     if options.draws > 1:
         shares = select_k.distribution(found)
         print(f"Share of {options.draws} draws in which a score spoke for a number, in %:")

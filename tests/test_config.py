@@ -154,6 +154,13 @@ def test_merging_never_starts_with_the_number_of_classes():
             resolved("--method", method, "--merge")
 
 
+def test_n2d_has_no_epochs_of_its_own():
+    with pytest.raises(config.ConfigError, match="expected --pretrain-epochs beside --method n2d"):
+        resolved("--method", "n2d", "--epochs", "5")
+    alone = resolved("--method", "n2d", "--epochs", "5", "--pretrain-epochs", "0")
+    assert alone.training.epochs == 5
+
+
 def test_noise_is_for_pairs():
     for method in ("contrastive", "info_max"):
         assert resolved("--method", method, "--augment", "noise").method.augment == "noise"

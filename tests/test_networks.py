@@ -1,5 +1,6 @@
 """Networks: shapes, starts, precision; and random changes of images."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +188,51 @@ def test_images_only():
         augment.affine(KEY, jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="expected a square image"):
         augment.quarter_turn(KEY, jnp.ones((4, 5, 1)))
+
+
+@pytest.mark.parametrize("shape, features, size, stride", [
+    ((28, 28, 1), 16, 5, 2), ((9, 7, 3), 8, 3, 2), ((8, 8, 4), 4, 3, 1), ((3, 3, 2), 4, 5, 2),
+])  # fmt: skip
+def test_convolutions_by_product_are_convolutions(shape, features, size, stride):
+    """On a CPU they are products of patches; the values and gradients are those of flax."""
+    x = jax.random.normal(KEY, (4, *shape))
+    pairs = [
+        (
+            networks.Conv(features, size, stride=stride),
+            nn.Conv(features, (size, size), strides=stride),
+        ),
+        (
+            networks.ConvTranspose(features, size),
+            nn.ConvTranspose(features, (size, size), strides=(2, 2)),
+        ),
+    ]
+    for own, other in pairs:
+        params = own.init(KEY, x)
+        assert jax.tree.structure(params) == jax.tree.structure(other.init(KEY, x))
+
+        def value(params, x, module):
+            return jnp.sum(jnp.sin(module.apply(params, x)))
+
+        np.testing.assert_allclose(own.apply(params, x), other.apply(params, x), atol=1e-4)
+        grads = [jax.grad(value, argnums=(0, 1))(params, x, module) for module in (own, other)]
+        for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_a_block_halves_the_picture_and_sees_one_image_at_a_time():
+    x = jax.random.normal(KEY, (5, 9, 9, 2))
+    blocks = networks.conv_blocks((8, 12))
+    params = blocks.init(KEY, x)
+    found = blocks.apply(params, x)
+    assert [f.shape for f in found] == [(5, 5, 5, 8), (5, 3, 3, 12)]
+    alone = blocks.apply(params, x[2:3])
+    for many, one in zip(found, alone, strict=True):
+        np.testing.assert_allclose(many[2], one[0], atol=1e-5)
+
+
+def test_pooled_means_over_parts():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_allclose(networks.pooled(x), [[7.5]])
+    np.testing.assert_allclose(networks.pooled(x, 2), [[2.5, 4.5, 10.5, 12.5]])
+    assert networks.pooled(x, 9).shape == (1, 16)  # no finer than its pixels
+    np.testing.assert_allclose(networks.pooled(x[:, :3, :3], 2)[0, 0], 2.5)  # parts overlap

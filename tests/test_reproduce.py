@@ -1,5 +1,6 @@
 """The script behind the quality table, on a few rows of digits with profiles cut short."""
 
+import dataclasses
 import json
 import shutil
 
@@ -293,3 +294,18 @@ def test_published_figures_belong_to_rows_of_the_table():
     rows = REPRODUCE.ROWS
     assert {row for _, row in REPRODUCE.PUBLISHED} <= set(rows)
     assert (ROOT / "README.md").read_text().count("<!-- quality: written by a script -->") == 1
+
+
+def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, capsys):
+    whole = data.load
+
+    def as_table(name):
+        dataset, labels = whole(name, limit=150)
+        return dataclasses.replace(dataset, kind="tabular"), labels
+
+    monkeypatch.setattr(data, "load", as_table)
+    monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained"))
+    rows = ["dcn-affine", "contrastive-affine"]
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
+    found = capsys.readouterr().out
+    assert all(f"digits {row}: left out, tabular rows are no images" in found for row in rows)

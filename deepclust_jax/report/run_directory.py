@@ -38,8 +38,12 @@ def write(
     if labels is not None:
         keys = run.seed_keys(options)
         simpler = baselines.labels_of(keys, dataset.x, k, trained)
+
+        def named(name):  # with the number that was found, where it was not given
+            return f"{name}, k = {k}" if options.method.merge and name == baselines.ROWS else name
+
         report["baselines"] = [
-            {"name": name, "external": scores.external(clusters, labels)}
+            {"name": named(name), "external": scores.external(clusters, labels)}
             for name, clusters in simpler.items()
         ]
     chosen = report["chosen"]["run"]
