@@ -64,11 +64,11 @@ class Method:
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
-    augment: Literal["none", "affine", "noise", "affine-noise"] = "none"
+    augment: Literal["none", "affine", "noise"] = "none"
     """What changes rows while the method trains. affine: random rotation and shift of images, for
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
     images as they are. noise: for contrastive and info_max with rows of any kind, as large as twice
-    the distance to a neighbour. affine-noise: both."""
+    the distance to a neighbour."""
 
     weight: float | None = None
     """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
@@ -409,10 +409,9 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             "expected --pretrain-epochs beside --method n2d, which has no epochs of its own, "
             f"found --epochs {given.training.epochs}"
         )
-    if "noise" in options.method.augment and options.method.method not in _ON_PAIRS:
+    if options.method.augment == "noise" and options.method.method not in _ON_PAIRS:
         raise ConfigError(
-            f"expected --augment {options.method.augment} beside --method "
-            f"{' or '.join(_ON_PAIRS)}, found {method}"
+            f"expected --augment noise beside --method {' or '.join(_ON_PAIRS)}, found {method}"
         )
     if options.method.merge:
         if options.method.method not in _ON_GRAPHS:

@@ -108,9 +108,8 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
-    changes = method.augment.split("-")
-    change = affine if "affine" in changes else None
-    noise = _NOISE if "noise" in changes else 0.0
+    change = affine if method.augment == "affine" else None
+    noise = _NOISE if method.augment == "noise" else 0.0
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
         return falling_rate(rate, steps * epochs, training.decay)
@@ -407,9 +406,8 @@ def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]
 
 def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     method, network = options.method, options.network
-    is_affine = "affine" in method.augment
-    if len(row) != 3 and (is_affine or network.network == "conv"):
-        wish = f"--augment {method.augment}" if is_affine else "--network conv"
+    if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
+        wish = "--augment affine" if method.augment == "affine" else "--network conv"
         raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")

@@ -40,7 +40,6 @@ Row = Literal[
     "autoencoder-float32", "dcn-float32", "n2d-float32", "contrastive", "contrastive-noise",
     "contrastive-affine", "info_max", "info_max-noise", "info_max-affine", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge",
-    "contrastive-affine-noise", "info_max-affine-noise",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -163,7 +162,7 @@ def cell_options(dataset: Any, row: str) -> Any:
             method=config.Method(
                 method=method,
                 profile="paper" if "paper" in changes else "practical",
-                augment="-".join(c for c in changes if c in ("affine", "noise")) or "none",
+                augment=next((a for a in ("affine", "noise") if a in changes), "none"),
                 metric="euclidean" if "euclidean" in changes else None,
                 merge="merge" in changes,
             ),

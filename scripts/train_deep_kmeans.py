@@ -69,10 +69,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     files = data.row_files(options.data.data, limit=options.data.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
-    if "affine" in options.method.augment and dataset.kind != "image":
-        raise config.ConfigError(
-            f"--augment {options.method.augment} needs images, found {dataset.kind} data"
-        )
+    if options.method.augment == "affine" and dataset.kind != "image":
+        raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
     run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
     run.check_pairs(options, dataset.x)

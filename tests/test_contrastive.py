@@ -254,21 +254,6 @@ def test_views_of_images_are_scaled_and_sheared(monkeypatch):
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("change", ["affine", "noise", "affine-noise"])
-def test_views_change_as_asked(monkeypatch, change):
-    seen = []
-    for module in (contrastive, info_max):
-        build = module.build
-
-        def noted(own, *args, augment=None, build=build, **more):
-            seen.append("-".join(["affine"] * (augment is not None) + ["noise"] * (own.noise > 0)))
-            return build(own, *args, augment=augment, **more)
-
-        monkeypatch.setattr(module, "build", noted)
-    run.phases(options("info_max", "--augment", change), (20, 8, 8, 1))
-    assert seen == [change, change]
-
-
 def test_partners_of_few_rows():
     found = run.partners(np.asarray(rows(4)))
     assert found.shape == (4, 3)
