@@ -48,18 +48,24 @@ class Data:
     limit: int | None = None
     """Use a fixed random part of so many rows. None: all."""
 
+    held_out: int = 0
+    """Leave the last so many rows out of training; they are labelled and scored all the same. The
+    official test part of a named set comes last."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """How it is clustered."""
 
     method: Literal[
-        "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max"
-    ] = "dcn"
+        "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
+        "rotation",
+    ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
-    heads on these features that agree on such pairs. The others: network and centroids trained
-    together; dec without a decoder, vade with a mixture of Gaussians."""
+    heads on these features that agree on such pairs; rotation: k-means on features that tell how an
+    image was turned. The others: network and centroids trained together; dec without a decoder,
+    vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -105,15 +111,16 @@ class Method:
 class Network:
     """The encoder, and the decoder of an autoencoder."""
 
-    network: Literal["mlp", "conv"] = "mlp"
-    """Perceptron, or convolutions for images."""
+    network: Literal["mlp", "conv"] | None = None
+    """Perceptron, or convolutions for images. None: mlp, of rotation conv."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
-    of contrastive and info_max 512 512."""
+    of contrastive and info_max 512 512. Of rotation those of its blocks; None: 16 32
+    64."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive and info_max 64."""
+    """Width of the code. None: 10, of contrastive and info_max 64, of rotation 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -188,11 +195,16 @@ class Options:
 # epochs are on MNIST. Contrastive and info_max have no paper with this network: the epochs are of
 # the order of SimCLR's and SCAN's. The practical autoencoder has more than half of its training in
 # epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
-_NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
+_NETWORK = {"network": "mlp", "hidden": (500, 500, 2000), "embed_dim": 10}
 _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
 }  # fmt: skip
-_PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
+_PAIRS = {
+    "network": "mlp", "hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0
+}  # fmt: skip
+_ROTATION = {
+    "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
+}  # fmt: skip
 _PRETRAINED_PAIRS = {
     "pretrain_epochs": 40,
     "pretrain_learning_rate": _PAIRS["learning_rate"],
@@ -224,6 +236,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "n2d": {**_PRETRAINED, "epochs": 0, "learning_rate": _AUTOENCODER["learning_rate"]},
         "contrastive": {**_PAIRS, "epochs": 40},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
+        "rotation": {**_ROTATION, "epochs": 5},
     },
     "paper": {
         "autoencoder": {
@@ -257,6 +270,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "contrastive": {**_PAIRS, "epochs": 1000},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
+        "rotation": {**_ROTATION, "hidden": (96, 192, 192, 192), "epochs": 200},
     },
 }
 
@@ -265,7 +279,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # at least so many steps, just below those of 60 and 20 epochs on the 9,298 rows of USPS. On digits
 # 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
 # Contrastive features of the same rows still gain from 40 epochs to 100.
-_LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700}
+_LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000}
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
@@ -399,7 +413,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     groups: dict[str, Any] = {}
     for name in ("metric", "weight", "alpha", "objective", "sizes", "resets", "likelihood"):
         groups |= _filled(options, "method", name, defaults, method, groups)
-    for name in ("hidden", "embed_dim"):
+    for name in ("network", "hidden", "embed_dim"):
         groups |= _filled(options, "network", name, defaults, method, groups)
     for name in _SCHEDULE:
         groups |= _filled(options, "training", name, defaults, method, groups)
@@ -483,6 +497,8 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
     if not options.network.hidden or min(options.network.hidden) < 1:
         raise ConfigError(f"expected --hidden widths >= 1, found {options.network.hidden}")
+    if flat["held_out"] < 0:
+        raise ConfigError(f"expected --held-out >= 0, found {flat['held_out']}")
     if flat["resets"] is not None and flat["resets"] >= flat["epochs"]:
         raise ConfigError(
             f"expected --resets < {flat['epochs']} (--epochs), found {flat['resets']}: no reset "
@@ -523,6 +539,7 @@ def _description() -> str:
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
-        f"of contrastive features and {_LEAST_STEPS['joint']:,} of joint training."
+        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and "
+        f"{_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

@@ -71,9 +71,10 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
     if options.method.augment == "affine" and dataset.kind != "image":
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
-    options = with_clusters(config.resolve(given, dataset.x.shape[0]), dataset)
-    run.phases(options, tuple(dataset.x.shape))  # refuses what does not fit the data
-    run.check_pairs(options, dataset.x)
+    rows = rows_to_train(options, dataset)
+    options = with_clusters(config.resolve(given, rows.shape[0]), dataset)
+    run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
+    run.check_pairs(options, rows)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
     folder = prepare_folder(given, options, dataset.checksum)
@@ -81,7 +82,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint", options):
             print(f"damaged checkpoint removed: {dropped}; going on from what is sound")
-    done = run.epochs_done(folder / "checkpoint", options, dataset.x.shape[0])
+    done = run.epochs_done(folder / "checkpoint", options, rows.shape[0])
     resume = done if options.run.resume else None
     log_file = logs.open_log(folder, resume=resume)
     try:
@@ -94,7 +95,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
                 report_epoch(phase, epoch, epochs, metrics)
 
             store = folder / "checkpoint"
-            trained = run.execute(options, dataset.x, folder=store, on_epoch=on_epoch)
+            trained = run.execute(options, rows, folder=store, on_epoch=on_epoch)
         with status(f"writing the report to {folder}"):
             report = run_directory.write(folder, options, dataset, trained, labels, files)
     except KeyboardInterrupt:
@@ -120,6 +121,26 @@ def facts(options: config.Options, dataset, labels) -> str:
         f"{options.method.method}, {k}, {seeds}; "
         f"jax {jax.__version__}, {device}"
     )
+
+
+def rows_to_train(options: config.Options, dataset):
+    """The rows but for the last --held-out.
+
+    Raises ConfigError where too few are left, or where they stay on disk.
+    """
+    held_out, n = options.data.held_out, dataset.x.shape[0]
+    if not held_out:
+        return dataset.x
+    left, k = n - held_out, options.data.n_clusters or dataset.n_clusters or 2
+    if left < k:
+        raise config.ConfigError(
+            f"expected --held-out <= {n - k}, which leaves a row for each cluster, found {held_out}"
+        )
+    if not hasattr(dataset.x, "dtype"):
+        raise config.ConfigError(
+            "expected rows that fit in memory beside --held-out; use --limit, or leave it out"
+        )
+    return dataset.x[:left]
 
 
 def with_clusters(options: config.Options, dataset) -> config.Options:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from deepclust_jax import checkpoint, train
-from deepclust_jax.algorithms import autoencoder, contrastive, dcn, dec, dkm, info_max, n2d, vade
+from deepclust_jax.algorithms import (  # fmt: skip
+    autoencoder,
+    contrastive,
+    dcn,
+    dec,
+    dkm,
+    info_max,
+    n2d,
+    rotation,
+    vade,
+)
 from deepclust_jax.types import Algorithm, Batch
 
 SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
@@ -37,6 +47,7 @@ ALGORITHMS = {
         ),
     ),
     "info_max": (info_max, info_max.Config(**SMALL, n_heads=2)),
+    "rotation": (rotation, rotation.Config(**SMALL, n_init=2)),
     "contrastive": (
         contrastive,
         contrastive.Config(
@@ -48,12 +59,13 @@ ALGORITHMS = {
         ),
     ),
 }
-AT_END = (n2d, contrastive, info_max)  # cluster once, after training; autoencoders may
-N, BATCH, SHAPE = 53, 16, (5,)
+AT_END = (n2d, contrastive, info_max, rotation)  # cluster once, after training; autoencoders may
+N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
     jax.random.normal(jax.random.key(0), (N, *SHAPE))
-    + 4.0 * jax.random.randint(jax.random.key(1), (N, 1), 0, 3)
+    + 4.0 * jax.random.randint(jax.random.key(1), (N, 1, 1, 1), 0, 3)
+    + jnp.arange(4.0)[None, :, None, None]  # brighter below: their turns can be told
 )
 
 

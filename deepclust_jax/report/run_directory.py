@@ -11,7 +11,7 @@ import numpy as np
 
 from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
-from deepclust_jax.report import baselines, environment, figures, logs, scores
+from deepclust_jax.report import baselines, environment, figures, logs, pretext, scores
 
 
 def write(
@@ -46,6 +46,13 @@ def write(
             {"name": named(name), "external": scores.external(clusters, labels)}
             for name, clusters in simpler.items()
         ]
+        if held_out := options.data.held_out:
+            report["held_out"] = {
+                "rows": held_out,
+                "external": scores.external(labels_all[:, -held_out:], labels[-held_out:]),
+            }
+    if options.method.method == "rotation":
+        report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, k)

@@ -45,7 +45,7 @@ def score_population(
     kept, k = labels_all[chosen], n_clusters or labels_all.max() + 1
     scores = {
         "n_runs": len(labels_all),
-        "objective": _summary(objectives),
+        "objective": summary(objectives),
         "internal": _columns(internal),
         "external": {},
         "agreement": {"mean": float(agreement), "values": np.asarray(per_run, float).tolist()},
@@ -92,7 +92,7 @@ def choose(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[int, str]:
 
 def counted(labels_all: np.ndarray) -> dict[str, Any]:
     """How many clusters each of S runs found, as a score of `score_population`. [S, n]."""
-    return _summary(np.array([len(np.unique(labels)) for labels in labels_all]))
+    return summary(np.array([len(np.unique(labels)) for labels in labels_all]))
 
 
 def oracle(scores: Mapping[str, Any]) -> int | None:
@@ -141,10 +141,10 @@ def _floats(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _columns(rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    return {name: _summary(np.array([row[name] for row in rows])) for name in rows[0]}
+    return {name: summary(np.array([row[name] for row in rows])) for name in rows[0]}
 
 
-def _summary(values: np.ndarray) -> dict[str, Any]:
+def summary(values: np.ndarray) -> dict[str, Any]:
     std = np.std(values, ddof=1) if len(values) > 1 and np.isfinite(values).all() else np.nan
     return {"values": values.tolist(), "mean": float(np.mean(values)), "std": float(std)}
 

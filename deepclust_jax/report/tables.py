@@ -33,6 +33,13 @@ def score_table(report: Mapping[str, Any]) -> str:
         rows.append(_row(name, score, runs, _number))
     rows.append(_row("final loss", report["objective"], runs, _number))
     lines = [*_align(rows), "", *_comparison(report), report["chosen"]["reason"]]
+    if "held_out" in report:
+        held_out = report["held_out"]
+        shown = ", ".join(
+            f"{name} {_row('', held_out['external'][name], [], _percent)[1]} %" for name in FIRST
+        )
+        lines.append(f"The {held_out['rows']:,} rows held out of training: {shown}")
+    lines += _pretext(report.get("pretext"))
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")
     sizes = " ".join(str(size) for size in report["cluster_sizes"])
@@ -49,6 +56,27 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
         scores = (_row("", way["external"][score], [], _percent)[1] for score in FIRST)
         rows.append([way["name"], *scores])
     return [*_align(rows), ""]
+
+
+def _pretext(found: Mapping[str, Any] | None) -> list[str]:
+    """How well turns are told, in all and by class, and the clusters of every block."""
+    if found is None:
+        return []
+    overall = _row("", found["accuracy"], [], _percent)[1]
+    lines = [f"turns found [%], {found['rows']}: {overall}"]
+    if "by_class" in found:
+        by_class = " ".join(f"{name} {100 * v:.0f}" for name, v in found["by_class"].items())
+        lines.append(f"turns found by class [%]: {by_class}")
+    for i, block in enumerate(found["blocks"], 1):
+        scores = ", ".join(
+            f"{name} {_row('', block['external'][name], [], _percent)[1]}"
+            for name in FIRST
+            if "external" in block
+        )
+        lines.append(
+            f"block {i}: chosen by {block['chosen']} runs" + ("; " + scores) * bool(scores)
+        )
+    return lines
 
 
 def _ordered(scores: Mapping[str, Any]) -> list[tuple[str, Any]]:

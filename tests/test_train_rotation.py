@@ -1,0 +1,98 @@
+"""The script for rotation prediction: what it trains on, prints and leaves."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
+
+sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
+ROTATION = script("train_rotation")
+SMALL = ["--limit", "200", "--hidden", "8", "8", "--embed-dim", "4", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def run_of_digits(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rotation") / "run"
+    args = [*SMALL, "--epochs", "3", "--held-out", "50", "--out", out]
+    return out, done(ROTATION, *args)
+
+
+def test_turns_and_blocks_are_reported(run_of_digits):
+    out, printed = run_of_digits
+    report = json.loads((out / "report.json").read_text())
+    found = report["pretext"]
+    assert found["rows"] == "rows held out" and len(found["accuracy"]["values"]) == 2
+    assert f"turns found [%], rows held out: {100 * found['accuracy']['mean']:.1f} ± " in printed
+    assert set(found["by_class"]) == set("0123456789")
+    assert sum(block["chosen"] for block in found["blocks"]) == 2
+    for i, block in enumerate(found["blocks"], 1):
+        mean = block["external"]["accuracy"]["mean"]
+        assert f"block {i}: chosen by {block['chosen']} runs; accuracy {100 * mean:.1f}" in printed
+    chosen = [i for i, block in enumerate(found["blocks"]) if block["chosen"] == 2]
+    for i in chosen:  # the block that labels: its clusters are those of the run
+        assert found["blocks"][i]["external"] == report["external"]
+
+
+def test_rows_held_out_are_labelled_and_scored_but_not_trained_on(run_of_digits, tmp_path):
+    out, printed = run_of_digits
+    report = json.loads((out / "report.json").read_text())
+    assert np.load(out / "labels.npy").shape == (200,)
+    assert report["held_out"]["rows"] == 50
+    assert "The 50 rows held out of training: accuracy " in printed
+    # Other rows in their place change nothing of what was learnt.
+    dataset = saved_rows(tmp_path)
+    codes = []
+    for name in ("as_they_are", "others"):
+        args = [
+            "--data", tmp_path / f"{name}.npy", "--kind", "image", "--scaling", "none",
+            "--n-clusters", "3", "--hidden", "8", "8", "--embed-dim", "4", "--seeds", "1",
+            "--epochs", "2", "--held-out", "20", "--out", tmp_path / name,
+        ]  # fmt: skip
+        done(ROTATION, *args)
+        codes.append(np.load(tmp_path / name / "embeddings.npy"))
+    np.testing.assert_array_equal(codes[0][:-20], codes[1][:-20])
+    assert (codes[0][-20:] != codes[1][-20:]).any() and len(dataset) == 60
+
+
+def saved_rows(folder):
+    rng = np.random.default_rng(0)
+    rows = rng.random((60, 8, 8, 1)).astype(np.float32)
+    np.save(folder / "as_they_are.npy", rows)
+    np.save(folder / "others.npy", np.concatenate([rows[:-20], rng.random((20, 8, 8, 1))]))
+    return rows
+
+
+def test_a_finished_run_labels_new_rows(run_of_digits, tmp_path):
+    out, _ = run_of_digits
+    done(CLUSTER, out, "digits", "--labels-out", tmp_path / "new.npy")
+    assert np.load(tmp_path / "new.npy").shape == (1797,)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--method", "dcn"], "expected no --method, which is rotation here"),
+        (["--network", "mlp"], "needs --network conv and --precision float32, found mlp"),
+        (["--precision", "bfloat16"], "needs --network conv and --precision float32, found conv"),
+        (["--embed-dim", "64"], "expected --embed-dim <= 32, the features of the network"),
+        (["--held-out", "-1"], "expected --held-out >= 0, found -1"),
+        (["--held-out", "195"], "expected --held-out <= 190, which leaves a row for each cluster"),
+        (["--weight", "1"], "--weight 1.0 is no option of --method rotation"),
+        (["--merge"], "--merge beside --method n2d or contrastive"),
+    ],
+)
+def test_what_cannot_work_is_refused(args, words, tmp_path):
+    given = [a for a in SMALL if args[0] != "--embed-dim" or a not in ("--embed-dim", "4")]
+    assert words in refused(ROTATION, *given, *args, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shape", [(30, 8), (30, 8, 6, 1)])
+def test_rows_that_do_not_turn_into_themselves_are_refused(shape, tmp_path):
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).random(shape))
+    kind = "image" if len(shape) == 4 else "tabular"
+    args = ["--data", tmp_path / "rows.npy", "--kind", kind, "--n-clusters", "3"]
+    found = refused(TRAIN, "--method", "rotation", *args, "--out", tmp_path / "run")
+    assert "--method rotation needs square images [h, h, c]" in found
