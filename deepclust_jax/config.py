@@ -195,13 +195,11 @@ class Options:
 # epochs are on MNIST. Contrastive and info_max have no paper with this network: the epochs are of
 # the order of SimCLR's and SCAN's. The practical autoencoder has more than half of its training in
 # epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
-_NETWORK = {"network": "mlp", "hidden": (500, 500, 2000), "embed_dim": 10}
+_NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
 _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
 }  # fmt: skip
-_PAIRS = {
-    "network": "mlp", "hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0
-}  # fmt: skip
+_PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
 _ROTATION = {
     "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
 }  # fmt: skip
@@ -400,7 +398,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         found, known = getattr(options.method, name), _choices(Method, name)
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
-    defaults = PROFILES[options.method.profile][method]
+    defaults = {"network": "mlp"} | PROFILES[options.method.profile][method]
     if method in _WITH_CENTROIDS:
         defaults = defaults | {"sizes": None, "resets": None}
     if options.training.pretrain_epochs == 0:

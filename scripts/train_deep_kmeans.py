@@ -128,6 +128,8 @@ def rows_to_train(options: config.Options, dataset):
 
     Raises ConfigError where too few are left, or where they stay on disk.
     """
+    from deepclust_jax.data import preprocessing
+
     held_out, n = options.data.held_out, dataset.x.shape[0]
     if not held_out:
         return dataset.x
@@ -136,7 +138,7 @@ def rows_to_train(options: config.Options, dataset):
         raise config.ConfigError(
             f"expected --held-out <= {n - k}, which leaves a row for each cluster, found {held_out}"
         )
-    if not hasattr(dataset.x, "dtype"):
+    if isinstance(dataset.x, preprocessing.Rows):
         raise config.ConfigError(
             "expected rows that fit in memory beside --held-out; use --limit, or leave it out"
         )

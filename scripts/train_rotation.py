@@ -1,6 +1,6 @@
 """Train a network to tell how an image was turned, and cluster what it has learnt to see.
 
-    python scripts/train_rotation.py                                     # digits, a minute
+    python scripts/train_rotation.py                                     # digits, some minutes
     python scripts/train_rotation.py --data fashion_mnist --held-out 10000 --seeds 5
 
 That is `train_deep_kmeans.py --method rotation`, with all its options, its run directory and its

@@ -1,11 +1,15 @@
 """The script for rotation prediction: what it trains on, prints and leaves."""
 
+import dataclasses
 import json
 import sys
 
 import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
+
+from deepclust_jax import config, data
+from deepclust_jax.data import preprocessing
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 ROTATION = script("train_rotation")
@@ -96,3 +100,12 @@ def test_rows_that_do_not_turn_into_themselves_are_refused(shape, tmp_path):
     args = ["--data", tmp_path / "rows.npy", "--kind", kind, "--n-clusters", "3"]
     found = refused(TRAIN, "--method", "rotation", *args, "--out", tmp_path / "run")
     assert "--method rotation needs square images [h, h, c]" in found
+
+
+def test_rows_that_stay_on_disk_cannot_be_held_out():
+    dataset, _ = data.load("digits", limit=40)
+    on_disk = dataclasses.replace(dataset, x=preprocessing.Rows(dataset.preprocessing, dataset.raw))
+    options = config.Options(data=config.Data(held_out=10))
+    assert TRAIN.rows_to_train(options, dataset).shape[0] == 30
+    with pytest.raises(config.ConfigError, match="expected rows that fit in memory beside --held"):
+        TRAIN.rows_to_train(options, on_disk)
