@@ -50,15 +50,20 @@ class _MLP(nn.Module):
         return _dense(self.widths[-1], self.precision, variance)(x)
 
 
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
-    """Convolution with as many pixels at the border as keep the size. [b, h, w, c] -> [b, ...]."""
+def _conv(features: int, size: int, **more) -> nn.Module:
+    return nn.Conv(features, (size, size), conv_general_dilated=_convolve, **more)
+
+
+def _convolve(x: Array, kernel: Array, strides: Sequence[int], padding: str, **more) -> Array:
+    """`lax.conv_general_dilated` of pictures [b, h, w, c] with padding "SAME", no dilation."""
+    stride, other = strides
+    if padding != "SAME" or stride != other:
+        raise ValueError(f"expected padding SAME and one stride, found {padding} and {strides}")
     return jax.lax.platform_dependent(
         x,
         kernel,
         cpu=partial(_convolve_by_product, stride=stride),
-        default=lambda x, kernel: jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ),
+        default=lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, strides, padding, **more),
     )
 
 
@@ -85,26 +90,9 @@ def _convolve_by_product(x: Array, kernel: Array, *, stride: int) -> Array:
     return jnp.dot(patches, kernel.reshape(-1, outputs)).reshape(len(x), *size, outputs)
 
 
-class Conv(nn.Module):
-    """A convolution. The class is public for its name only, which is that of its parameters."""
-
-    features: int
-    size: int
-    stride: int = 1
-    use_bias: bool = True
-    variance: float = _WIDE
-
-    @nn.compact
-    def __call__(self, x):
-        shape = self.size, self.size, x.shape[-1], self.features
-        x = _convolve(x, self.param("kernel", _kernel_init(self.variance), shape), self.stride)
-        if not self.use_bias:
-            return x
-        return x + self.param("bias", nn.initializers.zeros, (self.features,))[None, None, None]
-
-
 class ConvTranspose(nn.Module):
-    """One with stride 2 the other way round: zeros between the pixels, then a convolution."""
+    """`nn.ConvTranspose` with stride 2, which has no place for another product. Its class has the
+    same name, as that is the name of its parameters."""
 
     features: int
     size: int
@@ -113,10 +101,20 @@ class ConvTranspose(nn.Module):
     def __call__(self, x):
         shape = self.size, self.size, x.shape[-1], self.features
         kernel = self.param("kernel", _kernel_init(_WIDE), shape)
-        # One zero before each pixel: the size doubles, and borders are those of lax.conv_transpose.
-        spread = jax.lax.pad(x, 0.0, ((0, 0, 0), (1, 0, 1), (1, 0, 1), (0, 0, 0)))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return _convolve(spread, kernel, 1) + bias[None, None, None]
+
+        def by_product(x, kernel):
+            # One zero before each pixel: the size doubles, and borders are those of lax.
+            spread = jax.lax.pad(x, 0.0, ((0, 0, 0), (1, 0, 1), (1, 0, 1), (0, 0, 0)))
+            return _convolve_by_product(spread, kernel, stride=1)
+
+        x = jax.lax.platform_dependent(
+            x,
+            kernel,
+            cpu=by_product,
+            default=lambda x, kernel: jax.lax.conv_transpose(x, kernel, (2, 2), "SAME"),
+        )
+        return x + bias[None, None, None]
 
 
 class _ConvEncoder(nn.Module):
@@ -125,7 +123,7 @@ class _ConvEncoder(nn.Module):
     @nn.compact
     def __call__(self, x):
         for features, size in ((32, 5), (64, 5), (128, 3)):
-            x = nn.relu(Conv(features, size, stride=2)(x))
+            x = nn.relu(_conv(features, size, strides=2, kernel_init=_kernel_init(_WIDE))(x))
         return _dense(self.embed_dim, "float32")(x.reshape(x.shape[0], -1))
 
 
@@ -153,7 +151,9 @@ class _Blocks(nn.Module):
         found = []
         for width in self.widths:
             for stride in (1, 2):
-                x = Conv(width, 3, stride=stride, use_bias=False, variance=2.0)(x)
+                x = _conv(width, 3, strides=stride, use_bias=False, kernel_init=_kernel_init(2.0))(
+                    x
+                )
                 # By groups of channels of one image: an image's features depend on no other's.
                 groups = math.gcd(width, max(1, width // 8))
                 x = nn.relu(nn.GroupNorm(num_groups=groups)(x))
@@ -180,7 +180,7 @@ class _Normalised(nn.Module):
         # which Adam makes as large as any.
         if self.is_conv:
             for features, size in ((32, 5), (64, 5), (128, 3)):
-                x = normalised(Conv(features, size, stride=2, use_bias=False, variance=1.0)(x))
+                x = normalised(_conv(features, size, strides=2, use_bias=False)(x))
         x = x.reshape(x.shape[0], -1)
         for width in self.widths[:-1]:
             x = normalised(_dense(width, self.precision, use_bias=False)(x))

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from deepclust_jax import augment, checkpoint, config, resets, stream, train
-from deepclust_jax.algorithms import (  # fmt: skip
+from deepclust_jax.algorithms import (
     autoencoder,
     contrastive,
     dcn,
@@ -423,38 +423,30 @@ def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]
 def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     method, network = options.method, options.network
     if method.method == "rotation":
-        if len(row) != 3 or row[0] != row[1]:
-            raise config.ConfigError(
-                "--method rotation needs square images [h, h, c], which turn into themselves, "
-                f"found rows of shape {row}; cut or pad them"
-            )
-        if (network.network, network.precision) != ("conv", "float32"):
-            raise config.ConfigError(
-                "--method rotation needs --network conv and --precision float32, found "
-                f"{network.network} and {network.precision}"
-            )
+        return _check_rotation(network, row)
     if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
         wish = "--augment affine" if method.augment == "affine" else "--network conv"
         raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
-    if method.method == "rotation":
-        return _check_axes(options, row)
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
 
 
-def _check_axes(options: config.Options, row: tuple[int, ...]) -> None:
-    """Raise ConfigError where features have fewer axes than are asked for."""
-    network = options.network
-    blocks = rotation.build_nets(rotation.Config(hidden=network.hidden), row).blocks
-
-    def features(x):
-        return blocks.apply(blocks.init(jax.random.key(0), x), x)
-
-    found = jax.eval_shape(features, jax.ShapeDtypeStruct((1, *row), jnp.float32))
-    axes = min(block.shape[1] for block in jax.tree.leaves(found))
+def _check_rotation(network: config.Network, row: tuple[int, ...]) -> None:
+    if len(row) != 3 or row[0] != row[1]:
+        raise config.ConfigError(
+            "--method rotation needs square images [h, h, c], which turn into themselves, "
+            f"found rows of shape {row}; cut or pad them"
+        )
+    if (network.network, network.precision) != ("conv", "float32"):
+        raise config.ConfigError(
+            "--method rotation needs --network conv and --precision float32, found "
+            f"{network.network} and {network.precision}"
+        )
+    nets = rotation.build_nets(rotation.Config(hidden=network.hidden), row)
+    axes = rotation.fewest_features(nets, row)
     if network.embed_dim > axes:
         raise config.ConfigError(
             f"expected --embed-dim <= {axes}, the features of the network, found "

@@ -127,13 +127,16 @@ def main(args: list[str] | None = None) -> int:
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        rows = []
+        for row in options.rows:
+            if "affine" in row.split("-") and dataset.kind != "image":
+                print(f"{name} {row}: left out, {dataset.kind} rows are no images")
+            else:
+                rows.append(row)
         every = range(options.first, options.seeds)
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
-            for row in options.rows:
-                if "affine" in row.split("-") and dataset.kind != "image":
-                    print(f"{name} {row}: left out, {dataset.kind} rows are no images")
-                    continue
+            for row in rows:
                 seeds = [seed for seed in group if not is_done(dataset, row, seed)]
                 try:
                     if seeds:

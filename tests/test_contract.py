@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepclust_jax import checkpoint, train
-from deepclust_jax.algorithms import (  # fmt: skip
+from deepclust_jax.algorithms import (
     autoencoder,
     contrastive,
     dcn,

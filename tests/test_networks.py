@@ -198,7 +198,7 @@ def test_convolutions_by_product_are_convolutions(shape, features, size, stride)
     x = jax.random.normal(KEY, (4, *shape))
     pairs = [
         (
-            networks.Conv(features, size, stride=stride),
+            networks._conv(features, size, strides=stride),
             nn.Conv(features, (size, size), strides=stride),
         ),
         (

@@ -87,6 +87,16 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     )
 
 
+def fewest_features(nets: Nets, shape: tuple[int, ...]) -> int:
+    """Features of the block that has the fewest: as many principal axes can all blocks have."""
+
+    def of_blocks(x):
+        return nets.blocks.apply(nets.blocks.init(jax.random.key(0), x), x)
+
+    found = jax.eval_shape(of_blocks, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return min(block.shape[1] for block in found)
+
+
 def turns(x: Array) -> Array:
     """The images, then all of them turned once, twice, three times. [b, h, h, c] -> [4 b, ...]."""
     return jnp.concatenate([jnp.rot90(x, turn, axes=(1, 2)) for turn in range(TURNS)])
@@ -145,6 +155,11 @@ def build(
     n_blocks = len(config.hidden)
     if config.block is not None and not 1 <= config.block <= n_blocks:
         raise ValueError(f"expected a block of 1 to {n_blocks}, found {config.block}")
+    fewest = fewest_features(nets, shape)
+    if config.embed_dim > fewest:
+        raise ValueError(
+            f"expected embed_dim <= {fewest}, the features of a block, found {config.embed_dim}"
+        )
 
     def init(key: Key, batch: Batch) -> State:
         encoder_key, head_key, centroid_key = jax.random.split(key, 3)
@@ -152,11 +167,6 @@ def build(
         head = nets.head.init(head_key, nets.encoder.apply(encoder, batch.x))
         params = {"encoder": encoder, "head": head}
         features = jax.eval_shape(nets.blocks.apply, encoder, batch.x)
-        few = min(block.shape[1] for block in features)
-        if few < config.embed_dim:
-            raise ValueError(
-                f"expected embed_dim <= {few}, the features of a block, found {config.embed_dim}"
-            )
         views = tuple(whitening.unfitted(f.shape[1], config.embed_dim) for f in features)
         shape = n_blocks, config.n_clusters, config.embed_dim
         centroids = kmeans.unit(jax.random.normal(centroid_key, shape).reshape(-1, shape[-1]))
@@ -179,10 +189,10 @@ def build(
             lambda params, x: jnp.concatenate(nets.blocks.apply(params, x), axis=1),
             state.params["encoder"], x, block=1024,
         )  # fmt: skip
-        widths, views, centroids, left = [len(v.mean) for v in state.views], [], [], []
-        starts = [sum(widths[:i]) for i in range(n_blocks)]
-        for i, (start, width) in enumerate(zip(starts, widths, strict=True)):
-            own = features[:, start : start + width]
+        ends, views, centroids, left = [], [], [], []
+        for view in state.views[:-1]:
+            ends.append(sum(ends[-1:]) + len(view.mean))
+        for i, own in enumerate(jnp.split(features, ends, axis=1)):
             view = whitening.fit(own, config.embed_dim)
             found = kmeans.fit(
                 jax.random.fold_in(key, i), whitening.apply(view, own), config.n_clusters,

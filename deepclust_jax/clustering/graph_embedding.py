@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepclust_jax.clustering import kmeans, lloyd, merging, mixture, neighbors
+from deepclust_jax.clustering import kmeans, lloyd, merging, mixture, neighbors, whitening
 from deepclust_jax.clustering.neighbors import Neighbors
 from deepclust_jax.metrics.jittable import ari_jax
 from deepclust_jax.types import Array, Key
@@ -204,10 +204,8 @@ def principal(x: Array, d: int) -> Array:
     """Coordinates of the rows along their d leading principal axes. [n, D] -> [n, d]."""
     rows, _, scale = kmeans.normalise(x, jnp.full((len(x), 1), 1 / len(x)))
     scatter = jnp.dot(rows.T, rows, precision=lloyd.EXACT)
-    axes = jnp.linalg.eigh(scatter)[1][:, ::-1][:, :d]
-    # The sign of an axis is an accident of the decomposition: its largest entry becomes positive.
-    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), axis=0)[None, :], axis=0)
-    return jnp.dot(rows, axes * jnp.sign(largest), precision=lloyd.EXACT) * scale
+    axes = whitening.principal_axes(scatter)[1][:, :d]
+    return jnp.dot(rows, axes, precision=lloyd.EXACT) * scale
 
 
 @jax.jit

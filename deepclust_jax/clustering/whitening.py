@@ -48,19 +48,23 @@ def fit(x: Array, d: int, *, skip: int = 0) -> View:
     scale = jnp.maximum(jnp.max(jnp.abs(centred)), jnp.finfo(x.dtype).tiny)
     centred = centred / scale
     scatter = jnp.dot(centred.T, centred, precision=lloyd.EXACT) / len(x)
-    variances, axes = jnp.linalg.eigh(scatter)
-    variances, axes = variances[::-1], axes[:, ::-1]
+    variances, axes = principal_axes(scatter)
     kept = slice(skip, skip + d)
     floor = _FLOOR * jnp.maximum(variances[0], jnp.finfo(x.dtype).tiny)
     gain = jnp.where(variances > floor, 1.0 / jnp.sqrt(jnp.maximum(variances, floor)), 0.0)
-    # The sign of an axis is an accident of the decomposition: its largest entry becomes positive.
-    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), axis=0)[None, :], axis=0)
-    axes = axes * jnp.sign(largest) * gain[None, :]
-    return View(mean, axes[:, kept] / scale)
+    return View(mean, (axes * gain[None, :])[:, kept] / scale)
 
 
 def apply(view: View, x: Array) -> Array:
     """Whitened rows of unit length; 0 for a row at the mean. [n, m] -> [n, d]."""
     y = jnp.dot(x - view.mean[None, :], view.axes, precision=lloyd.EXACT)
-    norm = jnp.linalg.norm(y, axis=-1, keepdims=True)
-    return y / jnp.where(norm > 0, norm, 1.0)
+    return lloyd.to_unit_length(y, y)
+
+
+def principal_axes(scatter: Array) -> tuple[Array, Array]:
+    """Variances along the principal axes, falling, and these. [m, m] -> [m], [m, m] by columns."""
+    variances, axes = jnp.linalg.eigh(scatter)
+    variances, axes = variances[::-1], axes[:, ::-1]
+    # The sign of an axis is an accident of the decomposition: its largest entry becomes positive.
+    largest = jnp.take_along_axis(axes, jnp.argmax(jnp.abs(axes), axis=0)[None, :], axis=0)
+    return variances, axes * jnp.sign(largest)

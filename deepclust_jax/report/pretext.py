@@ -25,17 +25,13 @@ def of_rotation(
     held_out = options.data.held_out
     rows = x[-held_out:] if held_out else x
     found = jax.jit(lambda state, x: rotation.accuracy(state, x, nets))
-    by_image = np.stack(
-        [
-            np.concatenate(
-                [
-                    found(state, jnp.asarray(rows[i : i + _BLOCK]))
-                    for i in range(0, len(rows), _BLOCK)
-                ]
-            )
-            for state in _single(trained.state)
-        ]
-    )
+
+    def of_run(s):
+        state = jax.tree.map(lambda leaf: leaf[s], trained.state)
+        blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
+        return np.concatenate([found(state, jnp.asarray(block)) for block in blocks])
+
+    by_image = np.stack([of_run(s) for s in range(len(trained.state.step))])
     report: dict[str, Any] = {
         "rows": "rows held out" if held_out else "rows trained on",
         "accuracy": scores.summary(by_image.mean(axis=1)),
@@ -54,8 +50,3 @@ def of_rotation(
             entry["external"] = scores.external(clusters, labels)
         report["blocks"].append(entry)
     return report
-
-
-def _single(states: Any) -> list[Any]:
-    """The states of a population, one by one."""
-    return [jax.tree.map(lambda leaf, s=s: leaf[s], states) for s in range(len(states.step))]

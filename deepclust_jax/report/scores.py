@@ -145,6 +145,7 @@ def _columns(rows: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 
 def summary(values: np.ndarray) -> dict[str, Any]:
+    """One score of S runs as reports hold it; the deviation of one run is NaN. [S] floats."""
     std = np.std(values, ddof=1) if len(values) > 1 and np.isfinite(values).all() else np.nan
     return {"values": values.tolist(), "mean": float(np.mean(values)), "std": float(std)}
 

@@ -35,9 +35,7 @@ def score_table(report: Mapping[str, Any]) -> str:
     lines = [*_align(rows), "", *_comparison(report), report["chosen"]["reason"]]
     if "held_out" in report:
         held_out = report["held_out"]
-        shown = ", ".join(
-            f"{name} {_row('', held_out['external'][name], [], _percent)[1]} %" for name in FIRST
-        )
+        shown = _first(held_out["external"], " %")
         lines.append(f"The {held_out['rows']:,} rows held out of training: {shown}")
     lines += _pretext(report.get("pretext"))
     if best is not None:
@@ -68,15 +66,14 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         by_class = " ".join(f"{name} {100 * v:.0f}" for name, v in found["by_class"].items())
         lines.append(f"turns found by class [%]: {by_class}")
     for i, block in enumerate(found["blocks"], 1):
-        scores = ", ".join(
-            f"{name} {_row('', block['external'][name], [], _percent)[1]}"
-            for name in FIRST
-            if "external" in block
-        )
-        lines.append(
-            f"block {i}: chosen by {block['chosen']} runs" + ("; " + scores) * bool(scores)
-        )
+        scored = f"; {_first(block['external'])}" if "external" in block else ""
+        lines.append(f"block {i}: chosen by {block['chosen']} runs{scored}")
     return lines
+
+
+def _first(external: Mapping[str, Any], unit: str = "") -> str:
+    """Mean ± std of the scores that papers print, in one line."""
+    return ", ".join(f"{name} {_row('', external[name], [], _percent)[1]}{unit}" for name in FIRST)
 
 
 def _ordered(scores: Mapping[str, Any]) -> list[tuple[str, Any]]:
