@@ -34,7 +34,15 @@ def pair(
     `noise_share` adds Gaussian noise to both views, as large as that share of the distance between
     a row and its partner, root mean square over the batch: a change for rows of any kind and scale.
     The rows as they were stay in `clean`, as in `batch`.
+
+    Raises:
+        ValueError: noise_share without partners: a row is at no distance from itself.
     """
+    if noise_share and batch.partner is None:
+        raise ValueError(
+            f"expected a batch with partners for noise_share {noise_share}, found none; give "
+            "train.fit neighbors="
+        )
     one_key, other_key = jax.random.split(key)
     other = batch.x if batch.partner is None else batch.partner
     if augment is None and not noise_share:

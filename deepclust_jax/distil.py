@@ -31,7 +31,12 @@ def fit(key: Key, classifier: Network, z: Array, posterior: Array, steps: int) -
     """What labels codes z [n, d] by a posterior [n, k], after so many steps of Adam.
 
     Of several clusterings at once: the posteriors are [n, h, k], and the classifier has h k logits.
+
+    Raises:
+        ValueError: steps below 1.
     """
+    if steps < 1:
+        raise ValueError(f"expected steps >= 1, found {steps}")
     init_key, step_key = jax.random.split(key)
     centre, scale = jnp.mean(z, axis=0), jnp.std(z, axis=0)
     scale = jnp.where(scale > 0, scale, 1.0)

@@ -43,8 +43,10 @@ def around(algorithm: Algorithm, *, every: int, keep: float = 0.8) -> Algorithm:
     Raises:
         ValueError: every < 1, or keep outside 0..1.
     """
-    if every < 1 or not 0 <= keep <= 1:
-        raise ValueError(f"expected every >= 1 and 0 <= keep <= 1, found {every} and {keep}")
+    if not isinstance(every, int) or every < 1 or not 0 <= keep <= 1:
+        raise ValueError(
+            f"expected a whole number every >= 1 and 0 <= keep <= 1, found {every} and {keep}"
+        )
 
     def init(key: Key, batch: Batch) -> State:
         return State(jnp.int32(0), algorithm.init(key, batch), jnp.int32(0))

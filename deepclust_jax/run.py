@@ -39,6 +39,8 @@ PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 # Options that say where and how, not what: a run may go on with others.
 FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 
+# Of features: outside, the autoencoder of digits ends worse than a mean, or no better.
+_DEVIATIONS = 0.05, 20.0
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _ON_PAIRS = ("contrastive", "info_max")
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
@@ -234,6 +236,7 @@ def execute(
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     if options.method.likelihood == "bernoulli":
         _check_unit_range(x)
+    _check_deviation(x)
     check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
@@ -464,6 +467,16 @@ def _check_unit_range(x: Any) -> None:
         raise config.ConfigError(
             "--likelihood bernoulli needs rows in 0..1, found "
             f"{some.min():g} to {some.max():g}; take gaussian or --scaling range"
+        )
+
+
+def _check_deviation(x: Any) -> None:
+    some = np.asarray(x[: 2**14], np.float32).reshape(min(len(x), 2**14), -1)
+    deviation = float(np.sqrt(np.mean(np.var(some, axis=0, dtype=np.float64))))
+    if 0 < deviation < _DEVIATIONS[0] or deviation > _DEVIATIONS[1]:
+        raise config.ConfigError(
+            f"expected features with a deviation from {_DEVIATIONS[0]} to {_DEVIATIONS[1]:g}, for "
+            f"which the learning rates are, found {deviation:.2g}; take --scaling auto or standard"
         )
 
 

@@ -191,20 +191,20 @@ def table() -> str:
     for data in sorted(path.name for path in RESULTS.glob("*")):
         for method in METHODS:
             own = {library: _cells(data, method, library) for library in LIBRARIES}
-            if not all(own.values()):
+            # Of one machine and hour: the seeds that both have.
+            both = set.intersection(*({cell["seed"] for cell in cells} for cells in own.values()))
+            if not both:
                 continue
-            ours, theirs = own.values()
+            ours, theirs = (
+                [cell for cell in cells if cell["seed"] in both] for cells in own.values()
+            )
             columns = [
                 _mean(100 * np.array([cell["external"][name] for cell in cells]))
                 for name in ("accuracy", "nmi")
                 for cells in (ours, theirs)
             ]
-            # Of one machine and hour: the seeds that both have.
-            both = {cell["seed"] for cell in ours} & {cell["seed"] for cell in theirs}
             times = [
-                statistics.median(
-                    sum(cell["seconds"].values()) for cell in cells if cell["seed"] in both
-                )
+                statistics.median(sum(cell["seconds"].values()) for cell in cells)
                 for cells in (ours, theirs)
             ]
             compiled = statistics.median(sum(cell["compile_seconds"].values()) for cell in ours)

@@ -315,7 +315,9 @@ def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]
     external = metrics.external_scores(labels, found)
     file = cell_file(dataset.name, row, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(file.with_suffix(".npz"), labels=found.astype(np.uint8))
+    np.savez_compressed(
+        file.with_suffix(".npz"), labels=found.astype(np.min_scalar_type(found.max()))
+    )
     report = {
         "seed": seed,
         "recipe": recipe(dataset, row),

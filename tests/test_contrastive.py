@@ -71,7 +71,7 @@ def test_noise_is_as_large_as_the_distance_of_a_pair():
     np.testing.assert_allclose(np.mean(one.x - x), 10.0, atol=0.02)
     np.testing.assert_allclose(np.std(one.x - x), 0.3, rtol=0.02)
     # Pairs of equal rows have none.
-    np.testing.assert_array_equal(augment.pair(KEY, batch(x), noise_share=2.0).x, x)
+    np.testing.assert_array_equal(augment.pair(KEY, batch(x, partner=x), noise_share=2.0).x, x)
 
 
 def test_a_batch_without_neighbours_pairs_each_row_with_itself():
@@ -257,3 +257,9 @@ def test_views_of_images_are_scaled_and_sheared(monkeypatch):
 def test_partners_of_few_rows():
     found = run.partners(np.asarray(rows(4)))
     assert found.shape == (4, 3)
+
+
+def test_noise_without_partners_is_refused():
+    rows = Batch(jnp.ones((3, 2)), jnp.arange(3), jnp.ones(3))
+    with pytest.raises(ValueError, match="found none; give train.fit neighbors="):
+        augment.pair(KEY, rows, None, 2.0)

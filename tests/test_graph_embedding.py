@@ -193,7 +193,7 @@ def test_duplicates_end():
     [
         ({"n_clusters": 500}, "expected 1 <= n_clusters <= 400"),
         ({"n_layouts": 0}, "expected n_init and max_iter >= 1"),
-        ({"n_neighbors": 0}, "expected dim and n_neighbors >= 1, found 10 and 0"),
+        ({"n_neighbors": 0}, "dim and n_neighbors >= 1, found 10 and 0"),
         ({"epochs": 0}, "expected epochs and negatives >= 1"),
         ({"x": np.full((400, 3), np.nan)}, "expected finite x"),
         ({"key": 0}, "expected one key"),
@@ -254,3 +254,26 @@ def test_n2d_keeps_the_code_of_the_autoencoder(digits):
     nets = autoencoder.build_nets(autoencoder.Config(**SMALL), x.shape[1:])
     z = nets.encoder.apply(pretrained.params["encoder"], jnp.asarray(x))
     np.testing.assert_allclose(algorithm.embed(state, jnp.asarray(x)), z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [2.0**-66, 2.0**56])
+def test_the_scale_of_the_rows_changes_no_cluster(scale):
+    x = np.random.default_rng(0).normal(size=(150, 3)).astype(np.float32)
+    x[:50] += 20.0
+    x[50:100] -= 20.0
+    one, other = (
+        graph_embedding.cluster(KEY, s * x, 3, dim=2, n_layouts=1, epochs=30).labels
+        for s in (np.float32(1.0), np.float32(scale))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("option", [{"dim": 2.5}, {"n_neighbors": 0}, {"n_neighbors": 3.0}])
+def test_whole_numbers(option):
+    with pytest.raises(ValueError, match="expected whole numbers dim and n_neighbors >= 1"):
+        graph_embedding.cluster(KEY, np.eye(5, dtype=np.float32), 2, **option)
+
+
+def test_one_row_has_no_neighbours():
+    with pytest.raises(ValueError, match="expected 2 rows or more"):
+        graph_embedding.cluster(KEY, np.ones((1, 2), np.float32), 1)

@@ -118,3 +118,21 @@ def test_points_of_a_graph_of_digits():
     assert labels.max() + 1 == len(np.unique(labels))
     np.testing.assert_array_equal(np.argmax(found.posterior, axis=1), labels)
     assert 0.6 < float(found.agreement) <= 1.0
+
+
+@pytest.mark.parametrize("n", [60, 100, 300])
+def test_few_rows_of_one_gaussian_are_one_cluster(n):
+    assert merging.fit(KEY, blobs((n,), 0.0)[0]).n_clusters == 1
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_few_rows_of_three_clusters_of_any_scale(scale):
+    x, labels = blobs((40, 40, 40), 12.0)
+    found = merging.fit(KEY, x * np.float32(scale))
+    assert metrics.accuracy(labels, np.asarray(found.labels)) == 1.0
+
+
+def test_a_row_alone_is_no_cluster():
+    x, _ = blobs((200, 200), 12.0)
+    x[0] = 40.0
+    assert merging.fit(KEY, x).n_clusters == 2

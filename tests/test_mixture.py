@@ -250,3 +250,18 @@ def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message) as error:
         mixture.fit(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_too_far_for_float32_has_probabilities():
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    found = mixture.fit(KEY, x, 2).mixture
+    far = np.float32([[1e20, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(np.sum(mixture.posterior(far, found), axis=1), 1.0, rtol=1e-5)
+    assert np.isfinite(mixture.log_likelihood(far, found)).all()
+
+
+def test_labels_beyond_the_components_in_use_are_refused():
+    x = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    labels = np.arange(30, dtype=np.int32) % 3
+    with pytest.raises(ValueError, match="labels from 0 to 1, found 0 to 2"):
+        mixture.fit(jax.random.key(0), x, 3, init=labels, n_active=2)

@@ -198,3 +198,39 @@ def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message) as error:
         neighbors.nearest(**arguments)
     assert "\n" not in str(error.value)
+
+
+def share_found(x, k=10):
+    """Share of the nearest rows, by float64, that are found."""
+    found = np.asarray(neighbors.nearest(x.astype(np.float32), k).index)
+    wide = x.astype(np.float32).astype(np.float64)
+    index = NearestNeighbors(n_neighbors=k).fit(wide).kneighbors(return_distance=False)
+    return np.mean([len({*a} & {*b}) / k for a, b in zip(found, index, strict=True)])
+
+
+def test_rows_close_to_each_other_and_far_from_the_mean():
+    # Products of these rows are rounded by more than their distances.
+    groups = 0.1 * normal(600, 5)
+    groups[:300] += 1000.0
+    groups[300:] -= 1000.0
+    assert share_found(groups) > 0.995
+    outlier = normal(600, 5)
+    outlier[0, 0] = 1e7
+    assert share_found(outlier) > 0.995
+
+
+def test_rounding_is_remeasured_under_a_trace_too():
+    groups = 0.1 * normal(200, 5)
+    groups[:100] += 1000.0
+    some = jnp.stack([groups, normal(200, 5)])
+    found = jax.vmap(lambda x: neighbors.nearest(x, 5).index)(some)
+    for own, rows in zip(found, some, strict=True):
+        np.testing.assert_array_equal(own, neighbors.nearest(rows, 5).index)
+
+
+def test_all_rows_as_neighbours_of_many_wide_queries(monkeypatch):
+    monkeypatch.setattr(neighbors, "_MANY", 10)
+    x, new = normal(20, neighbors._WIDE), normal(30, neighbors._WIDE, seed=1)
+    np.testing.assert_array_equal(
+        neighbors.nearest(x, 20, queries=new).index, by_numpy(x, 20, new)[0]
+    )

@@ -134,5 +134,5 @@ def test_seeds_together_equal_seeds_alone(case):
     "bad", [{"every": 0}, {"every": 2, "keep": 1.5}, {"every": 2, "keep": float("nan")}]
 )
 def test_bad_numbers_are_refused(bad):
-    with pytest.raises(ValueError, match="expected every >= 1"):
+    with pytest.raises(ValueError, match="expected a whole number every >= 1"):
         resets.around(dcn.build(dcn.Config(**SMALL), (5,)), **bad)

@@ -702,8 +702,18 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
     if "--merge" in args:
         assert report_of(out)["clusters"]["values"] == [len(np.unique(labels))]
         assert len(np.load(out / "centroids.npy")) == labels.max() + 1
+        assert run_directory.rows_of(str(out))[2] == len(np.unique(labels))  # not the 35 of before
     z = np.load(out / "embeddings.npy")
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e3])
+def test_rows_of_another_scale_than_the_learning_rates_are_refused(scale):
+    """Trap: digits times 0.01 leave an autoencoder worse than the mean of the rows."""
+    x = np.asarray(data.load("digits", limit=50)[0].x) * np.float32(scale)
+    options = config.resolve(config.parse(["--method", "autoencoder", "--n-clusters", "3"]))
+    with pytest.raises(config.ConfigError, match="take --scaling auto or standard"):
+        run.execute(options, x)
 
 
 def test_autoencoder_is_the_warm_start_of_the_others_and_resumes_when_finished(base, tmp_path):

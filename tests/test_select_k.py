@@ -150,3 +150,14 @@ def test_bad_input(blobs, change, message):
     with pytest.raises(ValueError, match=message) as error:
         select_k.sweep(KEY, **({"x": blobs, "k_max": 4} | change))
     assert "\n" not in str(error.value)
+
+
+def test_the_scale_of_the_rows_changes_no_suggestion():
+    centres = 8.0 * np.eye(3)
+    x = np.repeat(centres, 60, axis=0) + np.random.default_rng(0).normal(size=(180, 3))
+    found = [
+        select_k.suggestions(select_k.sweep(jax.random.key(0), (s * x).astype(np.float32), 6))
+        for s in (1.0, 1e-4)
+    ]
+    assert found[0] == found[1]
+    assert found[1]["bic"] == 3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepclust_jax import losses, train
+from deepclust_jax import losses, networks, train
 from deepclust_jax.algorithms import autoencoder, vade
 from deepclust_jax.clustering import mixture
 from deepclust_jax.types import Batch
@@ -79,7 +79,7 @@ def test_the_loss_by_numpy():
     _, state, _, _ = started(config, x)
     nets = vade.build_nets(config, (6,))
     value, metrics = vade.loss(state.params, state, batch(x), KEY, nets=nets, config=config)
-    mean, log_variance = vade.encode(state.params, jnp.asarray(x), nets)
+    mean, log_variance = vade.encode(state.params, jnp.asarray(x), nets, state.level)
     z = mean + jnp.exp(0.5 * log_variance) * vade._noise(KEY, mean.shape)
     x_hat = np.asarray(nets.decoder.apply(state.params["decoder"], z))
     error = np.mean(((x - x_hat) ** 2).sum(1))
@@ -118,7 +118,7 @@ def test_draws_stay_within_their_cluster_at_the_start():
     config = vade.Config(**SMALL)
     algorithm, state, *_ = started(config, x)
     nets = vade.build_nets(config, x.shape[1:])
-    mean, log_variance = vade.encode(state.params, jnp.asarray(x), nets)
+    mean, log_variance = vade.encode(state.params, jnp.asarray(x), nets, state.level)
     labels = np.asarray(algorithm.assign(state, mean))
     means = np.asarray(state.params["prior"]["means"])
     within = np.mean((np.asarray(mean) - means[labels]) ** 2, axis=0)
@@ -126,7 +126,8 @@ def test_draws_stay_within_their_cluster_at_the_start():
     np.testing.assert_allclose(np.exp(log_variance), expected, rtol=0.1)
     # They are no constants for long: each row learns its own.
     after = train.fit(KEY, algorithm, x, epochs=5, batch_size=50, state=state).state
-    assert float(jnp.min(jnp.std(vade.encode(after.params, jnp.asarray(x), nets)[1], axis=0))) > 0
+    after_variances = vade.encode(after.params, jnp.asarray(x), nets, after.level)[1]
+    assert float(jnp.min(jnp.std(after_variances, axis=0))) > 0
 
 
 def test_the_mixture_is_fitted_once():
@@ -146,7 +147,9 @@ def test_rows_are_assigned_by_the_mean_and_not_by_a_draw():
     algorithm, state, _, _ = started(vade.Config(**SMALL), x)
     z = algorithm.embed(state, jnp.asarray(x))
     nets = vade.build_nets(vade.Config(**SMALL), (6,))
-    np.testing.assert_allclose(z, vade.encode(state.params, jnp.asarray(x), nets)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        z, vade.encode(state.params, jnp.asarray(x), nets, state.level)[0], rtol=1e-5
+    )
 
 
 def test_variances_and_shares_never_leave_their_range():
@@ -184,3 +187,28 @@ def test_training_improves_the_bound(likelihood):
 def test_an_unknown_likelihood_is_refused():
     with pytest.raises(ValueError, match="expected likelihood gaussian or bernoulli, found 'l2'"):
         vade.build(vade.Config(likelihood="l2"), (6,))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_scale_of_the_code_keeps_no_variance_from_learning(size):
+    """Trap: a clip of log-variances to fixed bounds has no gradient for codes of another scale."""
+    x, labels = rows(n=300)
+    algorithm, state, first, pretrained = started(vade.Config(**SMALL), x)
+    params = pretrained.params
+    encoder, decoder = networks.change_code(
+        params["encoder"], params["decoder"], size * jnp.eye(SMALL["embed_dim"])
+    )
+    pretrained = pretrained.replace(
+        params={"encoder": encoder, "decoder": decoder}, centroids=size * pretrained.centroids
+    )
+    state = vade.warm_start(train.init(KEY, algorithm, x), pretrained)
+    state = algorithm.refresh(KEY, state, jnp.asarray(x))
+    found = np.asarray(algorithm.assign(state, algorithm.embed(state, jnp.asarray(x))))
+    assert len(np.unique(found)) == 3
+    grad = jax.grad(vade.loss, has_aux=True)(
+        state.params, state, batch(x), KEY,
+        nets=vade.build_nets(vade.Config(**SMALL), x.shape[1:]), config=vade.Config(**SMALL),
+    )[0]  # fmt: skip
+    assert float(jnp.min(jnp.abs(grad["prior"]["log_variances"]))) > 0
+    last = grad["encoder"]["params"][networks.last_layer(state.params["encoder"])]
+    assert float(jnp.min(jnp.abs(last["bias"]))) > 0

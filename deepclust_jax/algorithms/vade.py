@@ -13,7 +13,8 @@ assigned by m, without a draw.
 `likelihood` is of the rows given the code: "bernoulli" for rows in 0..1, as in the paper; or
 "gaussian" with one variance for all features, which at its best value makes the term
 d/2 log(mean squared error) and serves data of any scale (Rybkin et al. 2021). Parametrised so that
-nothing can leave its range: pi by a softmax, variances by logarithms that are kept within -8..8.
+nothing can leave its range: pi by a softmax, variances by logarithms that are kept within 8 of that
+of the variance within the clusters that the prior starts with, whatever the scale of the code.
 
 The mixture starts as that of the codes, with diagonal covariances and restarts chosen by
 likelihood: the first `refresh` fits it, and starts the draws with a small part of the variance
@@ -39,7 +40,7 @@ from deepclust_jax.algorithms import autoencoder
 from deepclust_jax.clustering import mixture
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
-_LARGEST = 8.0  # of the logarithm of a variance
+_LARGEST = 8.0  # distance of the logarithm of a variance from its level
 # Variance of the draws at the start, as a share of that within the clusters: an untrained layer
 # gives about 1, which blurs the clusters of a narrow code until one of them has all rows.
 _FIRST_NOISE = 0.1
@@ -63,6 +64,7 @@ class State:
     params: Params  # {"encoder", "decoder", "prior": {"logits", "means", "log_variances"}}
     opt_state: optax.OptState
     has_prior: Array  # [] bool, whether the prior was fitted to codes
+    level: Array  # [d], logarithm of the variance within the clusters that it started with
 
 
 class Nets(NamedTuple):
@@ -82,26 +84,30 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     return Nets(encoder, decoder)
 
 
-def encode(params: Params, x: Array, nets: Nets) -> tuple[Array, Array]:
-    """Mean and logarithm of the variance of the code. [b, ...] -> [b, d] twice."""
+def encode(params: Params, x: Array, nets: Nets, level: Array) -> tuple[Array, Array]:
+    """Mean and logarithm of the variance of the code. [b, ...], level [d] -> [b, d] twice."""
     mean, log_variance = jnp.split(nets.encoder.apply(params["encoder"], x), 2, axis=-1)
-    return mean, jnp.clip(log_variance, -_LARGEST, _LARGEST)
+    return mean, _near(log_variance, level)
 
 
-def prior(params: Params) -> mixture.Mixture:
+def prior(params: Params, level: Array) -> mixture.Mixture:
     """The prior as a mixture, with diagonal covariances."""
     own = params["prior"]
-    variances = jnp.exp(jnp.clip(own["log_variances"], -_LARGEST, _LARGEST))
+    variances = jnp.exp(_near(own["log_variances"], level))
     weights = jnp.maximum(jax.nn.softmax(own["logits"]), 1e-12)  # 0 has no logarithm
     return mixture.Mixture(weights, own["means"], variances)
+
+
+def _near(log_variance: Array, level: Array) -> Array:
+    level = level[None, :]
+    return level + jnp.clip(log_variance - level, -_LARGEST, _LARGEST)
 
 
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
     """The negative evidence bound (eq. 9) but for constants, mean over rows. -> [], metrics."""
-    del state
-    mean, log_variance = encode(params, batch.x, nets)
+    mean, log_variance = encode(params, batch.x, nets, state.level)
     z = mean + jnp.exp(0.5 * log_variance) * _noise(key, mean.shape)
     decoded = nets.decoder.apply(params["decoder"], z)
     is_bernoulli = config.likelihood == "bernoulli"
@@ -112,7 +118,8 @@ def loss(
     else:
         floor = 1e-6 * losses.total_variance(batch.x, batch.mask)
         cost = 0.5 * np.prod(batch.x.shape[1:]) * jnp.log(error + floor)
-    apart = losses.masked_mean(divergence(mean, log_variance, z, prior(params)), batch.mask)
+    own = prior(params, state.level)
+    apart = losses.masked_mean(divergence(mean, log_variance, z, own), batch.mask)
     return cost + apart, {"reconstruction": error, "divergence": apart}
 
 
@@ -175,7 +182,7 @@ def build(
             "log_variances": jnp.zeros((k, d)),
         }
         params = {"encoder": encoder, "decoder": decoder, "prior": own}
-        return State(jnp.int32(0), params, tx.init(params), jnp.bool_(False))
+        return State(jnp.int32(0), params, tx.init(params), jnp.bool_(False), jnp.zeros(d))
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -191,27 +198,33 @@ def build(
     def refresh(key: Key, state: State, x: Array) -> State:
         def fitted():
             z = embed(state, x)
-            found = mixture.fit(key, z, k, covariance="diagonal", n_init=config.n_init).mixture
+            # Relative, as the code has any scale; positive, as rows may be the same.
+            ridge = jnp.maximum(1e-6 * jnp.mean(jnp.var(z, axis=0)), 1e-30)
+            found = mixture.fit(
+                key, z, k, covariance="diagonal", n_init=config.n_init, ridge=ridge
+            ).mixture
             own = {
                 "logits": jnp.log(jnp.maximum(found.weights, 1e-6)),
                 "means": found.means,
                 "log_variances": jnp.log(found.covariances),
             }
-            within = found.weights[None, :] @ found.covariances
-            variances = jnp.log(_FIRST_NOISE * within[0])
-            encoder = networks.with_constant_outputs(state.params["encoder"], variances)
-            return {**state.params, "encoder": encoder, "prior": own}
+            level = jnp.log((found.weights[None, :] @ found.covariances)[0])
+            encoder = networks.with_constant_outputs(
+                state.params["encoder"], level + np.log(_FIRST_NOISE)
+            )
+            return {**state.params, "encoder": encoder, "prior": own}, level
 
-        params = jax.lax.cond(state.has_prior, lambda: state.params, fitted)
-        return state.replace(params=params, has_prior=jnp.ones_like(state.has_prior))
+        kept = state.params, state.level
+        params, level = jax.lax.cond(state.has_prior, lambda: kept, fitted)
+        return state.replace(params=params, has_prior=jnp.ones_like(state.has_prior), level=level)
 
     def embed(state: State, x: Array) -> Array:
         def mean(params, x):
-            return encode(params, x, nets)[0]
+            return encode(params, x, nets, state.level)[0]
 
         return networks.apply_in_blocks(mean, state.params, x)
 
     def assign(state: State, z: Array) -> Array:
-        return mixture.assign(z, prior(state.params))
+        return mixture.assign(z, prior(state.params, state.level))
 
     return Algorithm(init, step, refresh, embed, assign)

@@ -108,10 +108,17 @@ def candidates(
     kmeans.check_key(key)
     kmeans.check(x, n_clusters, "random", n_layouts, 1, None, None)
     kmeans.check_finite("x", x)
-    if min(dim, n_neighbors) < 1:
-        raise ValueError(f"expected dim and n_neighbors >= 1, found {dim} and {n_neighbors}")
-    near = neighbors.nearest(x, min(n_neighbors, x.shape[0] - 1))
-    start = principal(kmeans.narrow(x, kmeans.offset_of(x)), min(dim, x.shape[1]))
+    whole = all(isinstance(number, int | np.integer) for number in (dim, n_neighbors))
+    if not whole or min(dim, n_neighbors) < 1:
+        raise ValueError(
+            f"expected whole numbers dim and n_neighbors >= 1, found {dim} and {n_neighbors}"
+        )
+    if x.shape[0] < 2:
+        raise ValueError("expected 2 rows or more, found one, which has no neighbours")
+    rows = kmeans.narrow(x, kmeans.offset_of(x))
+    rows = kmeans.normalise(rows, jnp.full((len(rows), 1), 1 / len(rows)))[0]
+    near = neighbors.nearest(rows, min(n_neighbors, len(rows) - 1))
+    start = principal(rows, min(dim, rows.shape[1]))
     weights = graph(near)
 
     def one(key):
@@ -190,6 +197,7 @@ def fit(
     n, shapes = start.shape[0], (near.index.shape, near.sqdist.shape)
     if len(shapes[0]) != 2 or shapes[0] != shapes[1] or shapes[0][0] != n:
         raise ValueError(f"expected neighbours [{n}, k], found {shapes[0]} and {shapes[1]}")
+    kmeans.check_finite("squared distances of near", near.sqdist)
     if min(epochs, negatives) < 1 or not learning_rate > 0:
         raise ValueError(
             f"expected epochs and negatives >= 1 and learning_rate > 0, found {epochs}, "

@@ -35,6 +35,10 @@ from deepclust_jax.types import Array, Key
 THRESHOLD = 0.7
 
 
+_ROWS = 20  # for each of the clusters at the start: moments of fewer say little
+_FEWEST = 5  # rows of a cluster; a smaller one goes to the nearest
+
+
 class Merged(NamedTuple):
     """What `fit` found. Clusters have the numbers 0 to n_clusters - 1."""
 
@@ -50,7 +54,8 @@ def fit(
     Args:
         key: a typed key; the result is a function of it.
         x: rows [n, d].
-        n_clusters: of the k-means at the start, several times the number that is expected.
+        n_clusters: of the k-means at the start, several times the number that is expected; or
+            one for each 20 rows, if that is less. Of these, one with fewer than 5 rows is none.
         threshold: the phi from which on two clusters are one, 0 to 4; see above.
         n_init: restarts of the k-means.
 
@@ -59,18 +64,40 @@ def fit(
     """
     if not threshold > 0:
         raise ValueError(f"expected threshold > 0, found {threshold}")
+    kmeans.check(x, n_clusters, "random", n_init, 1, None, None)
+    n_clusters = min(int(n_clusters), max(x.shape[0] // _ROWS, 1))
     found = kmeans.fit(key, x, n_clusters, n_init=n_init)
     rows = kmeans.narrow(x, kmeans.offset_of(x))
-    labels = merge(rows, found.labels, n_clusters, threshold)
+    rows = kmeans.normalise(rows, jnp.full((len(rows), 1), 1 / len(rows)))[0]
+    labels = _merge_large(rows, found.labels, n_clusters, threshold)
     has_rows = jnp.zeros(n_clusters, bool).at[labels].set(True)
     number = jnp.cumsum(has_rows) - 1
     return Merged(number[labels].astype(jnp.int32), jnp.sum(has_rows))
 
 
 @partial(jax.jit, static_argnames="n_clusters")
+def _merge_large(z, labels, n_clusters, threshold):
+    """`merge` without the rows of too small clusters, which then go to the nearest centroid: one
+    row far out would be most of a variance."""
+    sizes = jnp.bincount(labels, length=n_clusters)
+    sums = jax.ops.segment_sum(z, labels, n_clusters)
+    centroids = sums / jnp.maximum(sizes, 1)[:, None]
+    stays = sizes >= jnp.minimum(_FEWEST, jnp.max(sizes))
+    nearest = jnp.argmin(jnp.where(stays[None, :], _sqdist(z, centroids), jnp.inf), axis=1)
+    merged = merge(z, jnp.where(stays[labels], labels, -1), n_clusters, threshold)
+    became = jnp.zeros(n_clusters, merged.dtype).at[labels].max(merged)
+    return became[jnp.where(stays[labels], labels, nearest)]
+
+
+def _sqdist(z, centroids):
+    return jax.lax.map(lambda c: jnp.sum((z - c[None, :]) ** 2, axis=-1), centroids).T
+
+
+@partial(jax.jit, static_argnames="n_clusters")
 def merge(z: Array, labels: Array, n_clusters: int, threshold: float | Array) -> Array:
     """Labels after the two clusters with the largest phi have been merged again and again, until
-    none have `threshold` or more. [n, d], [n] int -> [n] int, the lower number of those merged."""
+    none have `threshold` or more. [n, d], [n] int -> [n] int, the lower number of those merged.
+    Rows with the label -1 are in no cluster."""
 
     def is_left(carry):
         return jnp.max(carry[1]) >= threshold
@@ -104,8 +131,7 @@ def folding(z: Array, labels: Array, n_clusters: int) -> Array:
     # Place of a row of cluster a on the line to b, from the middle between the centroids on. Rows
     # of b have the negative of that on their own line to a.
     own = jnp.sum((z - centroids[labels]) ** 2, axis=-1, keepdims=True)
-    others = jax.lax.map(lambda c: jnp.sum((z - c[None, :]) ** 2, axis=-1), centroids).T
-    along = (own - others) / (2.0 * distance[labels])  # [n, k]
+    along = (own - _sqdist(z, centroids)) / (2.0 * distance[labels])  # [n, k]
 
     first, second, third = (mean(along**power) for power in (1, 2, 3))
     first, third = (first - first.T) / 2.0, (third - third.T) / 2.0

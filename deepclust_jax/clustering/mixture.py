@@ -19,6 +19,7 @@ import numpy as np
 from deepclust_jax.clustering import adaptive, kmeans, lloyd
 from deepclust_jax.types import Array, Key
 
+_FARTHEST = 1e30  # squared distance in deviations; infinite ones would leave no probability
 COVARIANCES = ("full", "tied", "diagonal", "spherical")
 
 
@@ -100,7 +101,7 @@ def fit(
     if not is_given and init != "k-means":
         raise ValueError(f"expected init 'k-means' or labels [n], found {init!r}")
     if is_given:
-        check_labels(init, x.shape[0], n_clusters)
+        check_labels(init, x.shape[0], n_clusters if n_active is None else n_active)
     if not isinstance(ridge, jax.core.Tracer) and not ridge >= 0:
         raise ValueError(f"expected ridge >= 0, found {ridge}")
     start = jnp.asarray(init, jnp.int32) if is_given else None
@@ -124,7 +125,9 @@ def check_labels(labels, n: int, k: int) -> None:
     shape, dtype = getattr(labels, "shape", None), getattr(labels, "dtype", None)
     if shape != (n,) or not np.issubdtype(dtype, np.integer):
         raise ValueError(f"expected labels [{n}] as whole numbers, found {dtype} {shape}")
-    if not isinstance(labels, jax.core.Tracer) and not 0 <= labels.min() <= labels.max() < k:
+    if any(isinstance(a, jax.core.Tracer) for a in (labels, k)):
+        return
+    if not 0 <= labels.min() <= labels.max() < k:
         raise ValueError(
             f"expected labels from 0 to {k - 1}, found {labels.min()} to {labels.max()}"
         )
@@ -136,7 +139,10 @@ def assign(x: Array, mixture: Mixture) -> Array:
 
 
 def posterior(x: Array, mixture: Mixture) -> Array:
-    """Probability of each component given the row. [n, d] -> [n, k], rows sum to 1."""
+    """Probability of each component given the row. [n, d] -> [n, k], rows sum to 1.
+
+    Of a row farther from all than float32 can tell, the same for each.
+    """
     return _rows_and(x, mixture, _SOFTMAX)
 
 
@@ -202,6 +208,7 @@ def _log_joint(x, weights, means, by):
             whitening=jnp.broadcast_to(by.whitening, (len(means), *by.whitening.shape[1:]))
         )
         squares = jax.vmap(of_component, out_axes=1)(means, by.whitening)
+    squares = jnp.minimum(squares, _FARTHEST)
     log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
     log_weights = jnp.where(weights > 0, log_weights, -jnp.inf)
     return (log_weights + by.log_det - 0.5 * d * np.log(2 * np.pi))[None, :] - 0.5 * squares

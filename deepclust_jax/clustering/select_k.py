@@ -176,7 +176,15 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
             return kmeans.assign(x, centroids)[0]
 
         form = "tied" if d <= _TIED else "diagonal"
-        gaussians = mixture.fit(fit_key, x, k_max, covariance=form, init=labels, n_active=k)
+        gaussians = mixture.fit(
+            fit_key,
+            x,
+            k_max,
+            covariance=form,
+            init=labels,
+            n_active=k,
+            ridge=1e-6 * total / (n * d),
+        )
         keys = jax.random.split(jax.random.fold_in(half_key, k), n_halves)
         clusterings = jax.lax.map(of_half, (keys, halves))
         agree = partial(ari_jax, n_classes=k_max, n_clusters=k_max)

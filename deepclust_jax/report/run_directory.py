@@ -128,7 +128,11 @@ def rows_of(
                 "expected --labels, --kind and --scaling beside data only; a run has its own"
             )
         z, truth = read_embeddings(folder)
-        return z, truth, run.read_options(folder).data.n_clusters
+        options = run.read_options(folder)
+        k = options.data.n_clusters
+        if options.method.merge:  # which was where merging began
+            k = len(np.unique(np.load(folder / "labels.npy", allow_pickle=False)))
+        return z, truth, k
     dataset, truth = data.load(
         source, labels=labels, kind=None if kind == "auto" else kind, scaling=scaling
     )
