@@ -32,6 +32,8 @@ README = ROOT / "README.md"
 
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
+# Trained from nothing, in one phase.
+_ALONE = ("autoencoder", "contrastive", "rotation")
 
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
@@ -39,14 +41,14 @@ Row = Literal[
     "idec", "vade", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "n2d",
     "autoencoder-float32", "dcn-float32", "n2d-float32", "contrastive", "contrastive-noise",
     "contrastive-affine", "info_max", "info_max-noise", "info_max-affine", "n2d-merge",
-    "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge",
+    "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
     "n2d", "n2d-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
-    "info_max-affine", "autoencoder-paper",
+    "info_max-affine", "rotation", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -88,9 +90,10 @@ class Options:
     """Data sets by name."""
 
     rows: tuple[Row, ...] = ROWS
-    """Rows of the table. kmeans is on the rows as they are; all others but autoencoder and
-    contrastive start from one of these of the same seed. affine turns and shifts images at random
-    while they train, and is left out where there are none; merge finds the number of clusters."""
+    """Rows of the table. kmeans is on the rows as they are; all others but autoencoder, contrastive
+    and rotation start from one of these of the same seed. affine turns and shifts images at random
+    while they train; merge finds the number of clusters. affine and rotation are left out where
+    there are no images, or none that are square."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -129,8 +132,11 @@ def main(args: list[str] | None = None) -> int:
             return 2
         rows = []
         for row in options.rows:
-            if "affine" in row.split("-") and dataset.kind != "image":
+            shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
+            if {"affine", "rotation"} & set(parts) and dataset.kind != "image":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no images")
+            elif "rotation" in parts and shape[0] != shape[1]:
+                print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
         every = range(options.first, options.seeds)
@@ -157,7 +163,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     from deepclust_jax import config
 
     method, *changes = row.split("-")
-    is_float32 = "float32" in changes or method in _ON_PAIRS
+    is_float32 = "float32" in changes or method in (*_ON_PAIRS, "rotation")
     k = None if "merge" in changes else dataset.n_clusters
     return config.resolve(
         config.Options(
@@ -178,8 +184,10 @@ def cell_options(dataset: Any, row: str) -> Any:
 
 def start_row(row: str) -> str:
     """The row that a row starts from: an autoencoder or contrastive features; its own where it is
-    one of these."""
+    one of these, or rotation."""
     method, *changes = row.split("-")
+    if method == "rotation":
+        return row
     if method in _ON_PAIRS:
         return "-".join(["contrastive", *(c for c in changes if c != "merge")])
     return "-".join(["autoencoder", *(c for c in ("paper", "float32") if c in changes)])
@@ -236,7 +244,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
         return cluster_rows(dataset, labels, seeds)
     trained, commit = start_of(dataset, start_row(row), seeds)
     start, cell = trained, cell_options(dataset, row)
-    one_phase = cell.method.method in ("autoencoder", "contrastive")
+    one_phase = cell.method.method in _ALONE
     if one_phase and row != start_row(row):
         trained = clustered_again(dataset, cell, seeds, start)
     elif not one_phase:

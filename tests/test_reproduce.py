@@ -28,6 +28,10 @@ SHORT = {
         **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
         "learning_rate": 1e-4, "weight": 2.0, "metric": "adaptive",
     },
+    "rotation": {
+        "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 2e-3,
+        "decay": 1.0,
+    },
 }  # fmt: skip
 
 PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "euclidean"}}
@@ -154,6 +158,16 @@ def test_kmeans_on_the_rows_is_a_row_of_its_own(folder):
     assert score == metrics.accuracy(labels, found) and 0.6 < score < 0.85
     assert not list((folder / "starts").glob("*"))  # nothing is trained
     assert "| digits | kmeans |" in REPRODUCE.quality_table()
+
+
+def test_rotation_is_trained_from_nothing_in_one_phase(folder):
+    dataset, labels = data.load("digits")
+    REPRODUCE.train_cells(dataset, labels, "rotation", [0])
+    cell = json.loads(REPRODUCE.cell_file("digits", "rotation", 0).read_text())
+    assert set(cell["seconds"]) == {"train"}
+    options = cell["recipe"]["options"]
+    assert options["precision"] == "float32" and options["network"] == "conv"
+    assert "| digits | rotation |" in REPRODUCE.quality_table()
 
 
 def test_seeds_together_are_the_seeds_alone(folder):
@@ -305,7 +319,20 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
 
     monkeypatch.setattr(data, "load", as_table)
     monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained"))
-    rows = ["dcn-affine", "contrastive-affine"]
+    rows = ["dcn-affine", "contrastive-affine", "rotation"]
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
     found = capsys.readouterr().out
     assert all(f"digits {row}: left out, tabular rows are no images" in found for row in rows)
+
+
+def test_rotation_is_left_out_where_images_are_not_square(monkeypatch, capsys):
+    whole = data.load
+
+    def cut(name):
+        dataset, labels = whole(name, limit=150)
+        return dataclasses.replace(dataset, x=dataset.x[:, 1:]), labels
+
+    monkeypatch.setattr(data, "load", cut)
+    monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained"))
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", "rotation"]) == 0
+    assert "digits rotation: left out, images (7, 8, 1) are not square" in capsys.readouterr().out
