@@ -236,7 +236,8 @@ def execute(
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     if options.method.likelihood == "bernoulli":
         _check_unit_range(x)
-    _check_deviation(x)
+    if options.data.scaling == "none":
+        _check_deviation(x)
     check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
@@ -471,7 +472,8 @@ def _check_unit_range(x: Any) -> None:
 
 
 def _check_deviation(x: Any) -> None:
-    some = np.asarray(x[: 2**14], np.float32).reshape(min(len(x), 2**14), -1)
+    rows = np.unique(np.linspace(0, len(x) - 1, 1024).astype(np.int64))
+    some = np.asarray(x[rows], np.float32).reshape(len(rows), -1)
     deviation = float(np.sqrt(np.mean(np.var(some, axis=0, dtype=np.float64))))
     if 0 < deviation < _DEVIATIONS[0] or deviation > _DEVIATIONS[1]:
         raise config.ConfigError(

@@ -711,7 +711,9 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
 def test_rows_of_another_scale_than_the_learning_rates_are_refused(scale):
     """Trap: digits times 0.01 leave an autoencoder worse than the mean of the rows."""
     x = np.asarray(data.load("digits", limit=50)[0].x) * np.float32(scale)
-    options = config.resolve(config.parse(["--method", "autoencoder", "--n-clusters", "3"]))
+    options = config.resolve(
+        config.parse(["--method", "autoencoder", "--n-clusters", "3", "--scaling", "none"])
+    )
     with pytest.raises(config.ConfigError, match="take --scaling auto or standard"):
         run.execute(options, x)
 
