@@ -472,7 +472,7 @@ def _check_unit_range(x: Any) -> None:
 
 
 def _check_deviation(x: Any) -> None:
-    rows = np.unique(np.linspace(0, len(x) - 1, 1024).astype(np.int64))
+    rows = np.unique(np.linspace(0, x.shape[0] - 1, 1024).astype(np.int64))
     some = np.asarray(x[rows], np.float32).reshape(len(rows), -1)
     deviation = float(np.sqrt(np.mean(np.var(some, axis=0, dtype=np.float64))))
     if 0 < deviation < _DEVIATIONS[0] or deviation > _DEVIATIONS[1]:

@@ -92,8 +92,8 @@ class Options:
     rows: tuple[Row, ...] = ROWS
     """Rows of the table. kmeans is on the rows as they are; all others but autoencoder, contrastive
     and rotation start from one of these of the same seed. affine turns and shifts images at random
-    while they train; merge finds the number of clusters. affine and rotation are left out where
-    there are no images, or none that are square."""
+    while they train; merge finds the number of clusters. affine is left out where there are no
+    images, rotation also where they are not square."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""

@@ -125,6 +125,19 @@ def test_the_block_knows_most_of_the_neighbours_among_the_rows_or_is_the_one_ask
     assert int(chosen) == int(np.argmax(known))
 
 
+def test_clusterings_are_compared_by_neighbours_and_not_by_tightness(digits, monkeypatch):
+    x, _, config, _, found = digits
+    rows = jnp.asarray(x).reshape(len(x), -1)
+    of_shapes = kmeans.fit(KEY, rows, 10).labels
+    of_nothing = jax.random.randint(KEY, (len(x),), 0, 10)
+    assert rotation._best(jnp.asarray(x), [of_nothing, of_shapes], 10) == 1
+    assert rotation._best(jnp.asarray(x), [of_shapes, of_nothing], 10) == 0
+    # `refresh` asks no other: here the first block is the tightest, and has most information.
+    monkeypatch.setattr(rotation, "_best", lambda x, labels, k: jnp.int32(1))
+    again = rotation.build(config, x.shape[1:])
+    assert int(train.refresh(KEY, again, found.state, x).block) == 1
+
+
 def test_clusters_know_more_of_digits_than_chance(digits):
     x, y, _, algorithm, found = digits
     labels = train.embed(algorithm, found.state, x)[1]

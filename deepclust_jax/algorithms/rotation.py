@@ -138,6 +138,16 @@ def accuracy(state: State, x: Array, nets: Nets) -> Array:
     return networks.apply_in_blocks(of_some, state.params, x, block=1024)
 
 
+def _best(x: Array, labels: list[Array], k: int) -> Array:
+    """Which of several clusterings of the rows says most of their neighbours. -> [] int."""
+    stride = -(-len(x) // _COMPARED)
+    rows = x[::stride].reshape(-1, math.prod(x.shape[1:]))
+    near = neighbors.nearest(rows, min(_NEIGHBORS, len(rows) - 1))
+    weights = graph_embedding.graph(near)
+    known = [graph_embedding.information(own[::stride], near.index, weights, k) for own in labels]
+    return jnp.argmax(jnp.stack(known))
+
+
 def build(
     config: Config,
     shape: tuple[int, ...],
@@ -193,10 +203,7 @@ def build(
             lambda params, x: jnp.concatenate(nets.blocks.apply(params, x), axis=1),
             state.params["encoder"], x, block=1024,
         )  # fmt: skip
-        some = x[:: -(-len(x) // _COMPARED)].reshape(-1, math.prod(shape))
-        near = neighbors.nearest(some, min(_NEIGHBORS, len(some) - 1))
-        weights = graph_embedding.graph(near)
-        ends, views, centroids, known = [], [], [], []
+        ends, views, centroids, labels = [], [], [], []
         for view in state.views[:-1]:
             ends.append(sum(ends[-1:]) + len(view.mean))
         for i, own in enumerate(jnp.split(features, ends, axis=1)):
@@ -207,11 +214,8 @@ def build(
             )  # fmt: skip
             views.append(view)
             centroids.append(found.centroids)
-            labels = found.labels[:: -(-len(x) // _COMPARED)]
-            known.append(
-                graph_embedding.information(labels, near.index, weights, config.n_clusters)
-            )
-        chosen = jnp.argmax(jnp.stack(known)) if config.block is None else config.block - 1
+            labels.append(found.labels)
+        chosen = _best(x, labels, config.n_clusters) if config.block is None else config.block - 1
         return state.replace(
             views=tuple(views), centroids=jnp.stack(centroids), block=jnp.int32(chosen)
         )

@@ -99,7 +99,7 @@ def _bounds(n, k, min_size, max_size) -> tuple[int, int]:
 @jax.jit
 def _fit(x, centroids, low, high, max_iter, tol) -> Balanced:
     n, k = x.shape[0], centroids.shape[0]
-    x, mean, scale = kmeans.normalise(x, jnp.full((n, 1), 1 / n))
+    x, mean, scale = kmeans.normalise(x)
     centroids = (centroids - mean) / scale
     plan = lloyd.plan(*x.shape, k)
     ones = jnp.ones(n, x.dtype)

@@ -116,7 +116,7 @@ def candidates(
     if x.shape[0] < 2:
         raise ValueError("expected 2 rows or more, found one, which has no neighbours")
     rows = kmeans.narrow(x, kmeans.offset_of(x))
-    rows = kmeans.normalise(rows, jnp.full((len(rows), 1), 1 / len(rows)))[0]
+    rows = kmeans.normalise(rows)[0]
     near = neighbors.nearest(rows, min(n_neighbors, len(rows) - 1))
     start = principal(rows, min(dim, rows.shape[1]))
     weights = graph(near)
@@ -210,7 +210,7 @@ def fit(
 @partial(jax.jit, static_argnames="d")
 def principal(x: Array, d: int) -> Array:
     """Coordinates of the rows along their d leading principal axes. [n, D] -> [n, d]."""
-    rows, _, scale = kmeans.normalise(x, jnp.full((len(x), 1), 1 / len(x)))
+    rows, _, scale = kmeans.normalise(x)
     scatter = jnp.dot(rows.T, rows, precision=lloyd.EXACT)
     axes = whitening.principal_axes(scatter)[1][:, :d]
     return jnp.dot(rows, axes, precision=lloyd.EXACT) * scale

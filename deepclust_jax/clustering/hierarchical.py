@@ -139,7 +139,7 @@ def _beside_leaves(x, parts, leaves):
 
 @jax.jit
 def _centred(x):
-    return kmeans.normalise(x, jnp.full((len(x), 1), 1 / len(x)))
+    return kmeans.normalise(x)
 
 
 def _shares(weights: np.ndarray, sizes: np.ndarray, k: int) -> np.ndarray:

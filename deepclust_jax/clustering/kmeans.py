@@ -265,9 +265,12 @@ def _assign(x, centroids):
     return labels, lloyd.distances(x, centroids, labels)
 
 
-def normalise(x: Array, share: Array) -> tuple[Array, Array, Array]:
+def normalise(x: Array, share: Array | None = None) -> tuple[Array, Array, Array]:
     """Rows less their mean and over a power of two, so that squares neither overflow nor vanish;
-    the mean and that power. `share` [n, 1] of each row sums to 1; with 0 a row does not count."""
+    the mean and that power. `share` [n, 1] of each row sums to 1, None: the same for each; with 0 a
+    row does not count."""
+    if share is None:
+        share = jnp.full((len(x), 1), 1 / len(x), x.dtype)
     fixed = jax.lax.stop_gradient(x)
     mean = jnp.sum(share * jnp.where(share > 0, fixed, 0.0), axis=0, keepdims=True)
     scale = power_of_two(jnp.where(share > 0, x - mean, 0.0))

@@ -33,8 +33,6 @@ from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array, Key
 
 THRESHOLD = 0.7
-
-
 _ROWS = 20  # for each of the clusters at the start: moments of fewer say little
 _FEWEST = 5  # rows of a cluster; a smaller one goes to the nearest
 
@@ -68,7 +66,7 @@ def fit(
     n_clusters = min(int(n_clusters), max(x.shape[0] // _ROWS, 1))
     found = kmeans.fit(key, x, n_clusters, n_init=n_init)
     rows = kmeans.narrow(x, kmeans.offset_of(x))
-    rows = kmeans.normalise(rows, jnp.full((len(rows), 1), 1 / len(rows)))[0]
+    rows = kmeans.normalise(rows)[0]
     labels = _merge_large(rows, found.labels, n_clusters, threshold)
     has_rows = jnp.zeros(n_clusters, bool).at[labels].set(True)
     number = jnp.cumsum(has_rows) - 1

@@ -320,7 +320,7 @@ def _fit(
     key, x, n_clusters, labels, max_iter, tol, ridge, n_active, *, covariance, n_init
 ) -> Fitted:
     (n, d), k = x.shape, n_clusters
-    x, mean, scale = kmeans.normalise(x, jnp.full((n, 1), 1 / n, x.dtype))
+    x, mean, scale = kmeans.normalise(x)
     ridge = ridge / scale**2
 
     if labels is None and n_init > 1:

@@ -15,7 +15,8 @@ against all others.
 Where all are compared it is by products, whose rounding may exceed a distance between rows that are
 close and far from the mean. What rounding can do is bounded as well: rows that it could have misled
 are measured again, by differences. Either way no row that is left out is nearer than the last one
-taken by more than a ten-thousandth of its squared distance.
+taken by more than a ten-thousandth of its squared distance, between rows as float32 holds them
+after they are centred.
 """
 
 from functools import partial
@@ -82,7 +83,7 @@ def nearest(x: Array, n_neighbors: int, *, queries: Array | None = None) -> Neig
 @jax.jit
 def _scaled(x, queries):
     """Both less the mean of x and over a power of two: squares neither overflow nor vanish."""
-    rows, mean, scale = kmeans.normalise(x, jnp.full((len(x), 1), 1 / len(x), x.dtype))
+    rows, mean, scale = kmeans.normalise(x)
     return rows, jnp.clip((queries - mean) / scale, -1e15, 1e15), scale
 
 
@@ -145,17 +146,17 @@ def _among_all(queries, x, own, *, k) -> Neighbors:
     # scores less that much are bounds.
     rounding = 2.0 * x.shape[1] * 2.0**-24
     low = (1.0 - rounding) * jnp.sum(x**2, axis=1)
+    # Some more than asked for: rounding may have put them in another order.
+    n_candidates = max(min(k + 4, len(x) - 1), k)
 
     def of_block(part):
         rows, own = part
-        # Some more than asked for: rounding may have put them in another order.
-        more = min(k + 4, len(x) - 1) if len(x) > k + 1 else k
-        scores, index = _lowest(rows, x, low, own, max(more, k))
+        scores, index = _lowest(rows, x, low, own, n_candidates)
         found = _measured(rows, x, index, k)
         bound = scores[:, -1] + (1.0 - rounding) * jnp.sum(rows**2, axis=1)
         farthest = found.sqdist[:, -1]
         is_sure = (farthest <= 0) | ((1.0 - _TOLERANCE) * farthest <= bound)
-        return _remeasured(rows, x, own, found, is_sure | (max(more, k) >= len(x) - 1))
+        return _remeasured(rows, x, own, found, is_sure | (n_candidates >= len(x) - 1))
 
     return _in_blocks(of_block, (queries, own), len(x))
 
@@ -173,7 +174,7 @@ def _remeasured(queries, x, own, found, is_sure) -> Neighbors:
         one = Neighbors(index.astype(jnp.int32), -lowest)
         return is_sure.at[row].set(True), jax.tree.map(lambda a, b: a.at[row].set(b), found, one)
 
-    # One after another: they are few, and so no work under a vmap where there are none.
+    # One after another: on most data they are few, and without any a vmap does no work.
     return jax.lax.while_loop(lambda c: ~jnp.all(c[0]), measure, (is_sure, found))[1]
 
 
