@@ -43,7 +43,7 @@ def around(algorithm: Algorithm, *, every: int, keep: float = 0.8) -> Algorithm:
     Raises:
         ValueError: every < 1, or keep outside 0..1.
     """
-    if not isinstance(every, int) or every < 1 or not 0 <= keep <= 1:
+    if not isinstance(every, int | np.integer) or every < 1 or not 0 <= keep <= 1:
         raise ValueError(
             f"expected a whole number every >= 1 and 0 <= keep <= 1, found {every} and {keep}"
         )

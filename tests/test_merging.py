@@ -136,3 +136,12 @@ def test_a_row_alone_is_no_cluster():
     x, _ = blobs((200, 200), 12.0)
     x[0] = 40.0
     assert merging.fit(KEY, x).n_clusters == 2
+
+
+def test_fewer_rows_than_clusters_at_the_start():
+    x, labels = blobs((10, 10), 12.0)
+    assert merging.fit(KEY, x, 35).n_clusters == 1  # one for each twenty rows
+    found = graph_embedding.cluster(KEY, x, 35, n_layouts=1, epochs=5, merge=True)
+    assert found.labels.shape == (20,) and found.posterior.shape == (20, 35)
+    with pytest.raises(ValueError, match="expected a whole number n_clusters >= 1, found 0"):
+        merging.fit(KEY, x, 0)

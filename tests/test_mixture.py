@@ -154,6 +154,19 @@ def test_shift_and_scale_change_no_label(covariance):
     np.testing.assert_allclose(other.log_likelihood, moved, rtol=1e-3)
 
 
+@pytest.mark.parametrize("covariance", mixture.COVARIANCES)
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+def test_the_ridge_is_relative(covariance, scale):
+    x, start = blobs()
+    one, other = (
+        mixture.fit(KEY, s * x, 4, covariance=covariance, init=start, ridge=0.1).mixture
+        for s in (np.float32(1.0), np.float32(scale))
+    )
+    np.testing.assert_allclose(other.covariances / scale**2, one.covariances, rtol=1e-5)
+    without = mixture.fit(KEY, x, 4, covariance=covariance, init=start, ridge=0.0).mixture
+    assert float(jnp.min(one.covariances / without.covariances)) > 1.0 or covariance == "full"
+
+
 def test_labels_are_those_of_assign():
     x, start = blobs(spread=2.0)
     for covariance in mixture.COVARIANCES:

@@ -169,7 +169,7 @@ def test_the_distances_of_all_pairs_never_exist():
     n = 40_000
     x = jax.ShapeDtypeStruct((n, 8), jnp.float32)
     own = jax.ShapeDtypeStruct((n,), jnp.int32)
-    memory = neighbors._among_all.lower(x, x, own, k=10).compile().memory_analysis()
+    memory = neighbors._among_all.lower(x, x, own, k=10, n_others=n - 1).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.05 * 4 * n * n
 
 
@@ -234,3 +234,45 @@ def test_all_rows_as_neighbours_of_many_wide_queries(monkeypatch):
     np.testing.assert_array_equal(
         neighbors.nearest(x, 20, queries=new).index, by_numpy(x, 20, new)[0]
     )
+
+
+@pytest.mark.parametrize("d", [3, 100, 5000])
+def test_products_round_by_no_more_than_is_reckoned_with(d):
+    rng = np.random.default_rng(0)
+    for rows in (
+        rng.normal(size=(100, d)), rng.random((100, d)) < 0.02, 1e3 + rng.normal(size=(100, d)),
+        np.exp(3.0 * rng.normal(size=(100, d))),
+    ):  # fmt: skip
+        rows = np.float32(rows)
+        found = np.asarray(jnp.dot(rows, rows.T, precision="highest"), np.float64)
+        exact = np.float64(rows) @ np.float64(rows).T
+        lengths = np.linalg.norm(np.float64(rows), axis=1)
+        allowed = neighbors._rounding(d) * lengths[:, None] * lengths[None, :]
+        assert (np.abs(found - exact) <= allowed).all()
+
+
+def test_noise_of_many_features_is_not_measured_again(monkeypatch):
+    """Neither are sparse rows: what products may be off by grows with the root of the features."""
+
+    def marked(queries, x, own, found, is_sure):
+        return found._replace(sqdist=jnp.where(is_sure[:, None], found.sqdist, -1.0))
+
+    monkeypatch.setattr(neighbors, "_remeasured", marked)
+    neighbors._among_all.clear_cache()
+    sparse = np.float32(np.random.default_rng(0).random((100, 6000)) < 0.01)
+    for x in (normal(100, 6000), sparse):
+        assert float(neighbors.nearest(x, 10).sqdist.min()) > 0
+    close = 1000.0 + 1e-3 * normal(100, 5)
+    close[50:] -= 2000.0
+    assert float(neighbors.nearest(close, 10).sqdist.min()) < 0  # these are
+    neighbors._among_all.clear_cache()
+
+
+def test_all_others_but_one_as_candidates_for_queries():
+    # Nine candidates of ten rows: the one left out may be nearest, as rounding is all there is.
+    x = 1000.0 + 1e-3 * normal(10, 5)
+    x[5:] -= 2000.0
+    queries = x + 1e-4 * normal(10, 5, seed=1)
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    index = by_numpy(x - mean, 5, queries - mean)[0]
+    np.testing.assert_array_equal(neighbors.nearest(x, 5, queries=queries).index, index)

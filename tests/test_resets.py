@@ -130,6 +130,10 @@ def test_seeds_together_equal_seeds_alone(case):
         np.testing.assert_allclose(a[1], b, rtol=1e-4, atol=1e-5)
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    resets.around(dcn.build(dcn.Config(**SMALL), (5,)), every=np.int64(2))
+
+
 @pytest.mark.parametrize(
     "bad", [{"every": 0}, {"every": 2, "keep": 1.5}, {"every": 2, "keep": float("nan")}]
 )

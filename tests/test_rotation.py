@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from deepclust_jax import augment, metrics, train
 from deepclust_jax.algorithms import rotation
-from deepclust_jax.clustering import graph_embedding, kmeans, neighbors, whitening
+from deepclust_jax.clustering import kmeans, stability, whitening
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -109,33 +109,23 @@ def test_features_are_whitened_and_clusters_are_nearest_centroids(digits):
     np.testing.assert_array_equal(labels, kmeans.assign(z, state.centroids[block])[0])
 
 
-def test_the_block_knows_most_of_the_neighbours_among_the_rows_or_is_the_one_asked_for(digits):
+def test_the_block_is_the_one_found_again_in_other_rows_or_the_one_asked_for(digits, monkeypatch):
     """Trap: the clusters of the last block are the tightest, and they are of turns."""
-    x, _, config, algorithm, found = digits
-    near = neighbors.nearest(x.reshape(len(x), -1), 20)
-    weights, known = graph_embedding.graph(near), []
-    for block in (1, 2):
-        own = rotation.build(dataclasses.replace(config, block=block), x.shape[1:])
-        state = train.refresh(KEY, own, found.state, x)
-        assert int(state.block) == block - 1
-        labels = jnp.asarray(train.embed(own, state, x)[1])
-        known.append(graph_embedding.information(labels, near.index, weights, config.n_clusters))
-    assert known[0] != known[1]
-    chosen = train.refresh(KEY, algorithm, found.state, x).block
-    assert int(chosen) == int(np.argmax(known))
-
-
-def test_clusterings_are_compared_by_neighbours_and_not_by_tightness(digits, monkeypatch):
     x, _, config, _, found = digits
-    rows = jnp.asarray(x).reshape(len(x), -1)
-    of_shapes = kmeans.fit(KEY, rows, 10).labels
-    of_nothing = jax.random.randint(KEY, (len(x),), 0, 10)
-    assert rotation._best(jnp.asarray(x), [of_nothing, of_shapes], 10) == 1
-    assert rotation._best(jnp.asarray(x), [of_shapes, of_nothing], 10) == 0
-    # `refresh` asks no other: here the first block is the tightest, and has most information.
-    monkeypatch.setattr(rotation, "_best", lambda x, labels, k: jnp.int32(1))
-    again = rotation.build(config, x.shape[1:])
-    assert int(train.refresh(KEY, again, found.state, x).block) == 1
+    own = rotation.build(dataclasses.replace(config, block=2), x.shape[1:])
+    assert int(train.refresh(KEY, own, found.state, x).block) == 1
+    seen = []
+
+    def noted(key, z, k, **more):
+        seen.append((z.shape, k))
+        return jnp.float32(len(seen) == most)
+
+    monkeypatch.setattr(stability, "of_halves", noted)
+    for most in (1, 2):  # which is the most stable
+        seen.clear()
+        again = rotation.build(config, x.shape[1:])
+        assert int(train.refresh(KEY, again, found.state, x).block) == most - 1
+    assert seen == [((len(x), config.embed_dim), config.n_clusters)] * 2
 
 
 def test_clusters_know_more_of_digits_than_chance(digits):

@@ -11,17 +11,15 @@ layer on the means of the last one.
 The last block knows about turns, those before it about shapes (their section 4.2), so features of
 every block go to k-means: means over a grid of parts of the picture, whitened along their principal
 axes and of unit length. `refresh` does that; call it once, after training. The block that labels is
-`config.block`, or where that is None the one whose clusters say most of those of the neighbours of
-a row (`graph_embedding.information`), on the graph of the rows as they are, the same for all
-blocks; no label decides. Clusters of the last block are tightest, and worst where they are of
-turns.
+`config.block`, or where that is None the one whose clusters are found again most surely in other
+rows (`stability.of_halves`); no label decides. Clusters of the last block are tightest, and worst
+where they are of turns.
 
 The task cannot work where turned images look alike (digits 0, 1 and 8) or where classes differ by
 a turn (6 and 9). Deviations: group instead of batch normalisation, Adam, and far smaller networks.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,11 +30,11 @@ import optax
 
 from deepclust_jax import augment as augmentation
 from deepclust_jax import losses, networks
-from deepclust_jax.clustering import graph_embedding, kmeans, neighbors, whitening
+from deepclust_jax.clustering import kmeans, stability, whitening
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
 TURNS = 4
-_COMPARED, _NEIGHBORS = 10_000, 20  # rows of the graph by which blocks are compared
+_COMPARED = 10_000  # rows by which blocks are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +136,6 @@ def accuracy(state: State, x: Array, nets: Nets) -> Array:
     return networks.apply_in_blocks(of_some, state.params, x, block=1024)
 
 
-def _best(x: Array, labels: list[Array], k: int) -> Array:
-    """Which of several clusterings of the rows says most of their neighbours. -> [] int."""
-    stride = -(-len(x) // _COMPARED)
-    rows = x[::stride].reshape(-1, math.prod(x.shape[1:]))
-    near = neighbors.nearest(rows, min(_NEIGHBORS, len(rows) - 1))
-    weights = graph_embedding.graph(near)
-    known = [graph_embedding.information(own[::stride], near.index, weights, k) for own in labels]
-    return jnp.argmax(jnp.stack(known))
-
-
 def build(
     config: Config,
     shape: tuple[int, ...],
@@ -203,19 +191,19 @@ def build(
             lambda params, x: jnp.concatenate(nets.blocks.apply(params, x), axis=1),
             state.params["encoder"], x, block=1024,
         )  # fmt: skip
-        ends, views, centroids, labels = [], [], [], []
+        ends, views, centroids, stable = [], [], [], []
         for view in state.views[:-1]:
             ends.append(sum(ends[-1:]) + len(view.mean))
         for i, own in enumerate(jnp.split(features, ends, axis=1)):
             view = whitening.fit(own, config.embed_dim)
-            found = kmeans.fit(
-                jax.random.fold_in(key, i), whitening.apply(view, own), config.n_clusters,
-                n_init=config.n_init,
-            )  # fmt: skip
+            z, k = whitening.apply(view, own), config.n_clusters
+            found = kmeans.fit(jax.random.fold_in(key, i), z, k, n_init=config.n_init)
             views.append(view)
             centroids.append(found.centroids)
-            labels.append(found.labels)
-        chosen = _best(x, labels, config.n_clusters) if config.block is None else config.block - 1
+            if config.block is None:  # the same halves for all blocks
+                some = z[:: -(-len(x) // _COMPARED)]
+                stable.append(stability.of_halves(key, some, k, n_init=config.n_init))
+        chosen = jnp.argmax(jnp.stack(stable)) if stable else config.block - 1
         return state.replace(
             views=tuple(views), centroids=jnp.stack(centroids), block=jnp.int32(chosen)
         )

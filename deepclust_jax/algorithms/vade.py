@@ -198,11 +198,7 @@ def build(
     def refresh(key: Key, state: State, x: Array) -> State:
         def fitted():
             z = embed(state, x)
-            # Relative, as the code has any scale; positive, as rows may be the same.
-            ridge = jnp.maximum(1e-6 * jnp.mean(jnp.var(z, axis=0)), 1e-30)
-            found = mixture.fit(
-                key, z, k, covariance="diagonal", n_init=config.n_init, ridge=ridge
-            ).mixture
+            found = mixture.fit(key, z, k, covariance="diagonal", n_init=config.n_init).mixture
             own = {
                 "logits": jnp.log(jnp.maximum(found.weights, 1e-6)),
                 "means": found.means,

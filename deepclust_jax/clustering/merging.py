@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepclust_jax.clustering import kmeans, lloyd
 from deepclust_jax.types import Array, Key
@@ -62,7 +63,8 @@ def fit(
     """
     if not threshold > 0:
         raise ValueError(f"expected threshold > 0, found {threshold}")
-    kmeans.check(x, n_clusters, "random", n_init, 1, None, None)
+    kmeans.check(x, 1, "random", n_init, 1, None, None)
+    check_most(n_clusters)
     n_clusters = min(int(n_clusters), max(x.shape[0] // _ROWS, 1))
     found = kmeans.fit(key, x, n_clusters, n_init=n_init)
     rows = kmeans.narrow(x, kmeans.offset_of(x))
@@ -71,6 +73,12 @@ def fit(
     has_rows = jnp.zeros(n_clusters, bool).at[labels].set(True)
     number = jnp.cumsum(has_rows) - 1
     return Merged(number[labels].astype(jnp.int32), jnp.sum(has_rows))
+
+
+def check_most(n_clusters: int) -> None:
+    """Raise ValueError for what is no number of clusters to start with; it may exceed the rows."""
+    if not isinstance(n_clusters, int | np.integer) or n_clusters < 1:
+        raise ValueError(f"expected a whole number n_clusters >= 1, found {n_clusters!r}")
 
 
 @partial(jax.jit, static_argnames="n_clusters")

@@ -81,8 +81,8 @@ def fit(
         n_init: restarts.
         max_iter: iterations at most, per restart.
         tol: a run ends when an iteration raises the mean log-likelihood by less than this.
-        ridge: added to variances, in the units of x squared, beside a millionth of their mean,
-            below which float32 sees nothing.
+        ridge: added to variances, as a share of the mean variance of the features in all of x,
+            beside a millionth of their mean, below which float32 sees nothing.
         n_active: use only the first components, as in `kmeans.fit`; may be traced.
 
     A component that loses its rows keeps its mean and covariance, with a weight of 0.
@@ -141,7 +141,8 @@ def assign(x: Array, mixture: Mixture) -> Array:
 def posterior(x: Array, mixture: Mixture) -> Array:
     """Probability of each component given the row. [n, d] -> [n, k], rows sum to 1.
 
-    Of a row farther from all than float32 can tell, the same for each.
+    Of a row farther from all than float32 can tell, the same for each that has a weight, but for
+    what weights and covariances say.
     """
     return _rows_and(x, mixture, _SOFTMAX)
 
@@ -321,7 +322,7 @@ def _fit(
 ) -> Fitted:
     (n, d), k = x.shape, n_clusters
     x, mean, scale = kmeans.normalise(x)
-    ridge = ridge / scale**2
+    ridge = ridge * jnp.maximum(jnp.mean(jnp.var(x, axis=0)), 1e-24)  # rows may be the same
 
     if labels is None and n_init > 1:
         white = jnp.dot(x, adaptive.whitening_of(x), precision=lloyd.EXACT)

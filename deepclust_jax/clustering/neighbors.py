@@ -33,6 +33,7 @@ _GROUP = 16  # columns of which only the lowest is looked at first
 _SCORES = {"cpu": 2**23, "gpu": 2**27, "tpu": 2**26}  # held at a time
 _WIDE, _MANY = 512, 20_000  # features and rows from which on the bound is tried
 _SHARE = 4  # features for each direction of the bound
+_AGAIN = 64  # rows that are measured again together
 _PROVEN = 0.8  # share of some rows that the bound must settle to be used for all
 _TOLERANCE = 1e-4  # of a squared distance, by which neighbours may be no nearest ones
 
@@ -74,9 +75,9 @@ def nearest(x: Array, n_neighbors: int, *, queries: Array | None = None) -> Neig
     is_traced = isinstance(rows, jax.core.Tracer) or isinstance(asked, jax.core.Tracer)
     is_small = rows.shape[1] < _WIDE or len(asked) < _MANY
     if is_traced or is_small or k >= len(rows) - 1:
-        found = _among_all(asked, rows, own, k=k)
+        found = _among_all(asked, rows, own, k=k, n_others=rest)
     else:
-        found = _bounded(asked, rows, own, k)
+        found = _bounded(asked, rows, own, k, rest)
     return found._replace(sqdist=found.sqdist * scale**2)
 
 
@@ -87,21 +88,22 @@ def _scaled(x, queries):
     return rows, jnp.clip((queries - mean) / scale, -1e15, 1e15), scale
 
 
-def _bounded(queries, x, own, k) -> Neighbors:
+def _bounded(queries, x, own, k, n_others) -> Neighbors:
     """All neighbours, by the bound where it settles most of them."""
     x_low, low, rounding = _reduced(x, queries, n_directions=x.shape[1] // _SHARE)
     first = partial(_by_bound, x=x, x_low=x_low, rounding=rounding, k=k)
+    among_all = partial(_among_all, x=x, k=k, n_others=n_others)
     some = np.linspace(0, len(queries) - 1, 512).astype(np.int32)
     proven = first(queries[some], low[some], own[some])[1]
     if float(jnp.mean(proven)) < _PROVEN:
-        return _among_all(queries, x, own, k=k)
+        return among_all(queries, own=own)
     found, proven = first(queries, low, own)
     rest = np.flatnonzero(~np.asarray(proven))
     if not len(rest):
         return found
     size = 1 << (len(rest) - 1).bit_length()  # few different shapes
     padded = np.pad(rest, (0, size - len(rest)), mode="edge")
-    others = _among_all(queries[padded], x, own[padded], k=k)
+    others = among_all(queries[padded], own=own[padded])
     return jax.tree.map(lambda all_, few: all_.at[rest].set(few[: len(rest)]), found, others)
 
 
@@ -121,7 +123,13 @@ def _reduced(x, queries, *, n_directions):
 
     x_low, low = reduce(x), reduce(queries)
     largest = jnp.max(jnp.sum(x_low**2, axis=1)) + jnp.max(jnp.sum(low**2, axis=1))
-    return x_low, low, x.shape[1] * 2.0**-24 * largest
+    return x_low, low, _rounding(x.shape[1]) * largest
+
+
+def _rounding(d: int) -> float:
+    """Error of a product of d terms as a share of |x||y|: at most d/2^24, and beyond 8 sqrt(d)/2^24
+    never but by a chance too small to matter (Higham and Mary 2019, theorem 2.4)."""
+    return min(d, 8.0 * d**0.5) * 2.0**-24
 
 
 @partial(jax.jit, static_argnames="k")
@@ -140,14 +148,14 @@ def _by_bound(queries, low, own, *, x, x_low, rounding, k):
     return _in_blocks(of_block, (queries, low, own), len(x_low))
 
 
-@partial(jax.jit, static_argnames="k")
-def _among_all(queries, x, own, *, k) -> Neighbors:
-    # A product of d terms is off by at most d/2^24 |q||y|, and |q||y| <= (|q|^2 + |y|^2) / 2:
-    # scores less that much are bounds.
-    rounding = 2.0 * x.shape[1] * 2.0**-24
+@partial(jax.jit, static_argnames=("k", "n_others"))
+def _among_all(queries, x, own, *, k, n_others) -> Neighbors:
+    # Of |y|^2 - 2 q . y the sums are rounded, and |q||y| <= (|q|^2 + |y|^2) / 2: scores less that
+    # much are bounds.
+    rounding = 2.0 * _rounding(x.shape[1])
     low = (1.0 - rounding) * jnp.sum(x**2, axis=1)
     # Some more than asked for: rounding may have put them in another order.
-    n_candidates = max(min(k + 4, len(x) - 1), k)
+    n_candidates = min(k + 4, n_others)
 
     def of_block(part):
         rows, own = part
@@ -156,25 +164,28 @@ def _among_all(queries, x, own, *, k) -> Neighbors:
         bound = scores[:, -1] + (1.0 - rounding) * jnp.sum(rows**2, axis=1)
         farthest = found.sqdist[:, -1]
         is_sure = (farthest <= 0) | ((1.0 - _TOLERANCE) * farthest <= bound)
-        return _remeasured(rows, x, own, found, is_sure | (n_candidates >= len(x) - 1))
+        return _remeasured(rows, x, own, found, is_sure | (n_candidates == n_others))
 
     return _in_blocks(of_block, (queries, own), len(x))
 
 
 def _remeasured(queries, x, own, found, is_sure) -> Neighbors:
     """`found` [b, k], and by differences from all rows of x where it is not sure [b]."""
-    k = found.index.shape[1]
+    k, size = found.index.shape[1], min(_AGAIN, len(queries))
+
+    def sqdist_of(query, own):
+        sqdist = jnp.sum((query[None, :] - x) ** 2, axis=1)
+        return jnp.where(jnp.arange(len(x)) == own, jnp.inf, sqdist)
 
     def measure(carry):
         is_sure, found = carry
-        row = jnp.argmin(is_sure)
-        sqdist = jnp.sum((queries[row][None, :] - x) ** 2, axis=1)
-        sqdist = jnp.where(jnp.arange(len(x)) == own[row], jnp.inf, sqdist)
-        lowest, index = jax.lax.top_k(-sqdist, k)
-        one = Neighbors(index.astype(jnp.int32), -lowest)
-        return is_sure.at[row].set(True), jax.tree.map(lambda a, b: a.at[row].set(b), found, one)
+        rows = jnp.argsort(is_sure)[:size]  # those that are not sure come first
+        sqdist = jax.lax.map(lambda pair: sqdist_of(*pair), (queries[rows], own[rows]))
+        lowest, index = _lowest_of(sqdist, k)
+        some = Neighbors(index, lowest)
+        return is_sure.at[rows].set(True), jax.tree.map(lambda a, b: a.at[rows].set(b), found, some)
 
-    # One after another: on most data they are few, and without any a vmap does no work.
+    # A few at a time: on most data there are none, and then no work is done.
     return jax.lax.while_loop(lambda c: ~jnp.all(c[0]), measure, (is_sure, found))[1]
 
 

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax.clustering import kmeans, lloyd, mixture
-from deepclust_jax.metrics.jittable import ari_jax
+from deepclust_jax.clustering import kmeans, lloyd, mixture, stability
 from deepclust_jax.types import Array, Key
 
 _PAIRS = 2048  # rows of which the silhouette takes all distances
@@ -153,9 +152,6 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
     references = jax.vmap(lambda key: _without_clusters(key, x))(
         jax.random.split(reference_key, n_references)
     )
-    halves = jax.vmap(lambda key: jax.random.permutation(key, n)[: n // 2])(
-        jax.random.split(half_key, n_halves)
-    )
 
     def scores(k):
         found = fit(jax.random.fold_in(fit_key, k), x, n_active=k, n_init=n_init)
@@ -170,25 +166,8 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
         keys = jax.random.split(jax.random.fold_in(reference_key, k), n_references)
         expected = jax.lax.map(of_reference, (keys, references))
 
-        def of_half(one):
-            key, rows = one
-            centroids = fit(key, x[rows], n_active=k, n_init=n_init).centroids
-            return kmeans.assign(x, centroids)[0]
-
         form = "tied" if d <= _TIED else "diagonal"
-        gaussians = mixture.fit(
-            fit_key,
-            x,
-            k_max,
-            covariance=form,
-            init=labels,
-            n_active=k,
-            ridge=1e-6 * total / (n * d),
-        )
-        keys = jax.random.split(jax.random.fold_in(half_key, k), n_halves)
-        clusterings = jax.lax.map(of_half, (keys, halves))
-        agree = partial(ari_jax, n_classes=k_max, n_clusters=k_max)
-        first, second = np.triu_indices(n_halves, 1)
+        gaussians = mixture.fit(fit_key, x, k_max, covariance=form, init=labels, n_active=k)
         return {
             "inertia": found.inertia,
             "silhouette": _silhouette(apart, labels[:: -(-n // _PAIRS)], k_max),
@@ -197,7 +176,9 @@ def _sweep(key, x, ks, *, k_max, n_init, n_references, n_halves):
             "gap": jnp.mean(expected) - jnp.log(found.inertia),
             "gap_error": jnp.std(expected) * jnp.sqrt(1.0 + 1.0 / n_references),
             "bic": mixture.bic(gaussians, n, form),
-            "stability": jnp.mean(jax.vmap(agree)(clusterings[first], clusterings[second])),
+            "stability": stability.of_halves(
+                half_key, x, k_max, n_halves=n_halves, n_init=n_init, n_active=k
+            ),
             "centroids": found.centroids + mean,
         }
 
