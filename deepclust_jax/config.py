@@ -41,9 +41,10 @@ class Data:
     kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
     """Kind of the rows of a file; auto: by its shape and type."""
 
-    scaling: Literal["auto", "range", "standard", "counts", "none"] = "auto"
+    scaling: Literal["auto", "range", "standard", "counts", "none", "tokens"] = "auto"
     """range: to 0..1; standard: mean 0 and deviation 1 per feature; counts: gene counts, log, then
-    standard. auto: range for images, standard for tables."""
+    standard; tokens: texts as numbers of sub-words. auto: range for images, standard for tables,
+    tokens for next_token."""
 
     limit: int | None = None
     """Use a fixed random part of so many rows. None: all."""
@@ -59,13 +60,14 @@ class Method:
 
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
-        "rotation",
+        "rotation", "next_token",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
-    image was turned. The others: network and centroids trained together; dec without a decoder,
-    vade with a mixture of Gaussians."""
+    image was turned; next_token: on those that tell how a text goes on. The others:
+    network and centroids trained together; dec without a decoder, vade with a mixture of
+    Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -111,16 +113,18 @@ class Method:
 class Network:
     """The encoder, and the decoder of an autoencoder."""
 
-    network: Literal["mlp", "conv"] | None = None
-    """Perceptron, or convolutions for images. None: mlp, of rotation conv."""
+    network: Literal["mlp", "conv", "gru", "transformer"] | None = None
+    """Perceptron, or convolutions for images; of next_token recurrent units or a transformer. None:
+    mlp, of rotation conv, of next_token gru."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
     of contrastive and info_max 512 512. Of rotation those of its blocks; None: 16 32
-    64."""
+    64. Of next_token those of its layers; None: 128."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive and info_max 64, of rotation 32."""
+    """Width of the code. None: 10, of contrastive and info_max 64, of rotation and next_token
+    32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -138,8 +142,8 @@ class Training:
     epochs: int | None = None
     """Epochs of the method itself; n2d has none beside those of its autoencoder."""
 
-    batch_size: int = 256
-    """Rows per step."""
+    batch_size: int | None = None
+    """Rows per step. None: 256, of next_token 32."""
 
     learning_rate: float | None = None
     """Of the method itself: SGD for autoencoder, n2d and the paper's dec, else Adam."""
@@ -193,8 +197,9 @@ class Options:
 # Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
 # algorithms/autoencoder.py); the others, their papers, dec and idec for the 20,000 steps that 73
 # epochs are on MNIST. Contrastive and info_max have no paper with this network: the epochs are of
-# the order of SimCLR's and SCAN's. The practical autoencoder has more than half of its training in
-# epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
+# the order of SimCLR's and SCAN's; nor has next_token, whose network is larger there. The practical
+# autoencoder has more than half of its training in epochs times rate: 60 times 0.2, where the
+# paper's has 300 times 0.067.
 _NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
 _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
@@ -202,6 +207,10 @@ _AUTOENCODER = {
 _PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
 _ROTATION = {
     "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
+}  # fmt: skip
+_NEXT_TOKEN = {
+    "network": "gru", "hidden": (128,), "embed_dim": 32, "batch_size": 32,
+    "learning_rate": 3e-3, "decay": 1.0,
 }  # fmt: skip
 _PRETRAINED_PAIRS = {
     "pretrain_epochs": 40,
@@ -235,6 +244,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {**_PAIRS, "epochs": 40},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
         "rotation": {**_ROTATION, "epochs": 5},
+        "next_token": {**_NEXT_TOKEN, "epochs": 5},
     },
     "paper": {
         "autoencoder": {
@@ -269,6 +279,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {**_PAIRS, "epochs": 1000},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
         "rotation": {**_ROTATION, "hidden": (96, 192, 192, 192), "epochs": 200},
+        "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
     },
 }
 
@@ -277,7 +288,9 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # at least so many steps, just below those of 60 and 20 epochs on the 9,298 rows of USPS. On digits
 # 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
 # Contrastive features of the same rows still gain from 40 epochs to 100.
-_LEAST_STEPS = {"autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000}
+_LEAST_STEPS = {
+    "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000, "next_token": 1000
+}  # fmt: skip
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
@@ -398,7 +411,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         found, known = getattr(options.method, name), _choices(Method, name)
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
-    defaults = {"network": "mlp"} | PROFILES[options.method.profile][method]
+    defaults = {"network": "mlp", "batch_size": 256} | PROFILES[options.method.profile][method]
     if method in _WITH_CENTROIDS:
         defaults = defaults | {"sizes": None, "resets": None}
     if options.training.pretrain_epochs == 0:
@@ -413,13 +426,22 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         groups |= _filled(options, "method", name, defaults, method, groups)
     for name in ("network", "hidden", "embed_dim"):
         groups |= _filled(options, "network", name, defaults, method, groups)
-    for name in _SCHEDULE:
+    for name in (*_SCHEDULE, "batch_size"):
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
     if method == "n2d" and given.training.epochs:
         raise ConfigError(
             "expected --pretrain-epochs beside --method n2d, which has no epochs of its own, "
             f"found --epochs {given.training.epochs}"
+        )
+    if method == "next_token" and options.data.scaling == "auto":
+        options = dataclasses.replace(
+            options, data=dataclasses.replace(options.data, scaling="tokens")
+        )
+    if (method == "next_token") != (options.data.scaling == "tokens"):
+        raise ConfigError(
+            "expected --scaling tokens beside --method next_token, and no other, found --method "
+            f"{method} and --scaling {options.data.scaling}"
         )
     if options.method.augment == "noise" and options.method.method not in _ON_PAIRS:
         raise ConfigError(
@@ -537,7 +559,8 @@ def _description() -> str:
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
-        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and "
+        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation, "
+        f"{_LEAST_STEPS['next_token']:,} of next_token and "
         f"{_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

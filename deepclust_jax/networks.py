@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from deepclust_jax import bfloat16
-from deepclust_jax.types import Array, Network, Params
+from deepclust_jax.data.tokens import START
+from deepclust_jax.types import Array, Key, Network, Params
 
 _WIDE = 0.5  # `start_variance` of wide networks, and of convolutions
 
@@ -196,6 +197,102 @@ class Normalised(NamedTuple):
     fixed: Callable[[Params, Params, Array], Array]  # (params, statistics, x) -> output; by those
 
 
+class _GRU(nn.Module):
+    """A layer of gated recurrent units (Cho et al. 2014), whose memory ends where a text starts.
+
+    The products of all inputs are one; a step has only that of the memory.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x, starts):
+        gates = nn.Dense(3 * self.width)(x)
+        kernel = self.param("kernel", nn.initializers.orthogonal(), (self.width, 3 * self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+
+        def step(h, now):
+            gates, start = now
+            h = jnp.where(start[:, None], 0.0, h)
+            reset, update, new = jnp.split(gates, 3, axis=-1)
+            of_reset, of_update, of_new = jnp.split(h @ kernel, 3, axis=-1)
+            reset, update = nn.sigmoid(reset + of_reset), nn.sigmoid(update + of_update)
+            new = jnp.tanh(new + reset * (of_new + bias[None, :]))
+            h = (1.0 - update) * new + update * h
+            return h, h
+
+        first = jnp.zeros((len(x), self.width), x.dtype)
+        states = jax.lax.scan(step, first, (gates.swapaxes(0, 1), starts.T))[1]
+        return states.swapaxes(0, 1)
+
+
+class _Attention(nn.Module):
+    """A block of a transformer: every token looks at those before it in its text."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x, starts):
+        b, t, width = x.shape
+        text = jnp.cumsum(starts, axis=1)
+        seen = (text[:, :, None] == text[:, None, :]) & jnp.tri(t, dtype=bool)[None]
+        query, key, value = (
+            a.reshape(b, t, self.heads, -1)
+            for a in jnp.split(nn.Dense(3 * width)(nn.LayerNorm()(x)), 3, axis=-1)
+        )
+        found = jax.nn.dot_product_attention(query, key, value, mask=seen[:, None])
+        x = x + nn.Dense(width, kernel_init=_kernel_init(0.1))(found.reshape(b, t, width))
+        hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
+        return x + nn.Dense(width, kernel_init=_kernel_init(0.1))(hidden)
+
+
+class _Language(nn.Module):
+    vocabulary: int
+    kind: str
+    widths: tuple[int, ...]
+    length: int
+
+    def setup(self):
+        width = self.widths[0]
+        self.embedding = nn.Embed(
+            self.vocabulary, width, embedding_init=nn.initializers.normal(width**-0.5)
+        )
+        if self.kind == "gru":
+            self.layers = [_GRU(w) for w in self.widths]
+        else:
+            self.places = self.param(
+                "places", nn.initializers.normal(width**-0.5), (self.length, width)
+            )
+            self.layers = [_Attention(max(width // 64, 1)) for _ in self.widths]
+        self.head = nn.Sequential([nn.LayerNorm(), nn.Dense(width)])
+        self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
+
+    def __call__(self, tokens):
+        return self.logits(self.states(tokens))
+
+    def states(self, tokens):
+        starts = tokens == START
+        x = self.embedding(tokens)
+        if self.kind != "gru":
+            x = x + self.places[None, : tokens.shape[1]]
+        for layer in self.layers:
+            x = layer(x, starts)
+        return x
+
+    def logits(self, states):
+        # The embedding is the last layer too: rare words learn from both ends.
+        found = self.embedding.attend(self.head(states))
+        return found + self.bias.reshape(*[1] * (found.ndim - 1), -1)
+
+
+class Language(NamedTuple):
+    """A network that reads tokens in order, as pure functions."""
+
+    init: Callable[[Key, Array], Params]  # (key, tokens [b, t]) -> params
+    states: Callable[[Params, Array], Array]  # (params, tokens [b, t]) -> [b, t, m], after each
+    logits: Callable[[Params, Array], Array]  # (params, states [..., m]) -> [..., v], of the next
+
+
 def _network(module: nn.Module) -> Network:
     return Network(init=lambda key, *example: module.init(key, *example), apply=module.apply)
 
@@ -304,6 +401,31 @@ def normalised_encoder(
         lambda params, x, mask=None: train(params, x, mask)[0],
         lambda params, x: train(params, x, None)[1],
         fixed,
+    )
+
+
+def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> Language:
+    """A network that tells the next of up to `length` tokens, none of which sees those behind it
+    nor those of another text: a text begins with START.
+
+    `kind` is "gru", layers of gated recurrent units of these widths, or "transformer", as many
+    blocks of one width. Tokens are embedded in as many numbers as the first layer has.
+
+    Raises:
+        ValueError: another kind, or a transformer of several widths.
+    """
+    if kind not in ("gru", "transformer"):
+        raise ValueError(f"expected network 'gru' or 'transformer', found {kind!r}")
+    if kind == "transformer" and (len(set(widths)) > 1 or widths[0] % max(widths[0] // 64, 1)):
+        raise ValueError(
+            f"expected one width for all layers of a transformer, below 64 or a multiple of it, "
+            f"found {tuple(widths)}"
+        )
+    module = _Language(vocabulary, kind, tuple(widths), length)
+    return Language(
+        module.init,
+        lambda params, tokens: module.apply(params, tokens, method="states"),
+        lambda params, states: module.apply(params, states, method="logits"),
     )
 
 

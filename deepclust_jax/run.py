@@ -24,6 +24,7 @@ from deepclust_jax.algorithms import (
     dkm,
     info_max,
     n2d,
+    next_token,
     rotation,
     vade,
 )
@@ -33,6 +34,7 @@ from deepclust_jax.types import Algorithm, Array, Key, State
 METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
+    "next_token": next_token,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -103,8 +105,11 @@ def platform() -> str:
         ) from None
 
 
-def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
+def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1.0) -> list[Phase]:
     """The phases of a method for data of shape [n, ...]; options as `config.resolve` leaves them.
+
+    `filled` is the share of tokens that are no padding, of which next_token trains the faster the
+    less it is; it changes no shape of a state.
 
     Raises:
         ConfigError: the options do not fit rows of this shape.
@@ -140,11 +145,15 @@ def phases(options: config.Options, shape: tuple[int, ...]) -> list[Phase]:
 
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method == "rotation":
+    if method.method in ("rotation", "next_token"):
         rate = training.learning_rate
-        own = rotation.Config(**common, learning_rate=rate)
+        if method.method == "next_token":
+            del common["precision"]
+            common |= {"filled": filled}
+        module = METHODS[method.method]
         optimizer = optax.adam(falling(rate, training.epochs))
-        algorithm = rotation.build(own, shape[1:], optimizer=optimizer, augment=change)
+        own = module.Config(**common, learning_rate=rate)
+        algorithm = module.build(own, shape[1:], optimizer=optimizer, augment=change)
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "autoencoder":
         return [encoder_phase("train", training.learning_rate, training.epochs, change)]
@@ -236,13 +245,15 @@ def execute(
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     if options.method.likelihood == "bernoulli":
         _check_unit_range(x)
-    if options.data.scaling == "none":
+    goes_on = folder is not None and any(checkpoint.latest(folder / p) is not None for p in PHASES)
+    if options.data.scaling == "none" and not goes_on:
         _check_deviation(x)
     check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
-    todo = phases(options, tuple(x.shape))
+    filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
+    todo = phases(options, tuple(x.shape), filled=filled)
     seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:
         if len(todo) == 1:
@@ -426,6 +437,14 @@ def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]
 
 def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     method, network = options.method, options.network
+    is_reader = network.network in ("gru", "transformer")
+    if is_reader != (method.method == "next_token"):
+        raise config.ConfigError(
+            "expected --network gru or transformer beside --method next_token, and no other, found "
+            f"--method {method.method} and --network {network.network}"
+        )
+    if method.method == "next_token":
+        return _check_next_token(network, row)
     if method.method == "rotation":
         return _check_rotation(network, row)
     if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
@@ -436,6 +455,18 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+
+
+def _check_next_token(network: config.Network, row: tuple[int, ...]) -> None:
+    if network.precision != "float32":
+        raise config.ConfigError("--method next_token needs --precision float32, found bfloat16")
+    try:
+        own = next_token.Config(
+            embed_dim=network.embed_dim, network=network.network, hidden=tuple(network.hidden)
+        )
+        next_token.build(own, row)
+    except ValueError as error:
+        raise config.ConfigError(f"--network, --hidden and --embed-dim: {error}") from None
 
 
 def _check_rotation(network: config.Network, row: tuple[int, ...]) -> None:
@@ -474,7 +505,8 @@ def _check_unit_range(x: Any) -> None:
 def _check_deviation(x: Any) -> None:
     rows = np.unique(np.linspace(0, x.shape[0] - 1, 1024).astype(np.int64))
     some = np.asarray(x[rows], np.float32).reshape(len(rows), -1)
-    deviation = float(np.sqrt(np.mean(np.var(some, axis=0, dtype=np.float64))))
+    variances = np.var(some, axis=0, dtype=np.float64)
+    deviation = float(np.sqrt(np.mean(variances, where=variances > 0))) if variances.any() else 0.0
     if 0 < deviation < _DEVIATIONS[0] or deviation > _DEVIATIONS[1]:
         raise config.ConfigError(
             f"expected features with a deviation from {_DEVIATIONS[0]} to {_DEVIATIONS[1]:g}, for "

@@ -33,7 +33,7 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Trained from nothing, in one phase.
-_ALONE = ("autoencoder", "contrastive", "rotation")
+_ALONE = ("autoencoder", "contrastive", "rotation", "next_token")
 
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
@@ -42,13 +42,14 @@ Row = Literal[
     "autoencoder-float32", "dcn-float32", "n2d-float32", "contrastive", "contrastive-noise",
     "contrastive-affine", "info_max", "info_max-noise", "info_max-affine", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
+    "next_token",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
     "n2d", "n2d-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
-    "info_max-affine", "rotation", "autoencoder-paper",
+    "info_max-affine", "rotation", "next_token", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -90,10 +91,11 @@ class Options:
     """Data sets by name."""
 
     rows: tuple[Row, ...] = ROWS
-    """Rows of the table. kmeans is on the rows as they are; all others but autoencoder, contrastive
-    and rotation start from one of these of the same seed. affine turns and shifts images at random
-    while they train; merge finds the number of clusters. affine is left out where there are no
-    images, rotation also where they are not square."""
+    """Rows of the table. kmeans is on the rows as they are; all others but autoencoder, rotation,
+    contrastive and next_token start from one of these of the same seed. affine turns and shifts
+    images at random while they train; merge finds the number of clusters. affine is left out where
+    there are no images, rotation also where they are not square, next_token where there are no
+    texts."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -135,6 +137,8 @@ def main(args: list[str] | None = None) -> int:
             shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
             if {"affine", "rotation"} & set(parts) and dataset.kind != "image":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no images")
+            elif "next_token" in parts and dataset.kind != "text":
+                print(f"{name} {row}: left out, {dataset.kind} rows are no texts")
             elif "rotation" in parts and shape[0] != shape[1]:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
@@ -146,7 +150,8 @@ def main(args: list[str] | None = None) -> int:
                 seeds = [seed for seed in group if not is_done(dataset, row, seed)]
                 try:
                     if seeds:
-                        train_cells(dataset, labels, row, seeds)
+                        read = data.load(name, scaling="tokens")[0] if row == "next_token" else None
+                        train_cells(read or dataset, labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
@@ -163,7 +168,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     from deepclust_jax import config
 
     method, *changes = row.split("-")
-    is_float32 = "float32" in changes or method in (*_ON_PAIRS, "rotation")
+    is_float32 = "float32" in changes or method in (*_ON_PAIRS, "rotation", "next_token")
     k = None if "merge" in changes else dataset.n_clusters
     return config.resolve(
         config.Options(
@@ -184,9 +189,9 @@ def cell_options(dataset: Any, row: str) -> Any:
 
 def start_row(row: str) -> str:
     """The row that a row starts from: an autoencoder or contrastive features; its own where it is
-    one of these, or rotation."""
+    one of these, rotation or next_token."""
     method, *changes = row.split("-")
-    if method == "rotation":
+    if method in ("rotation", "next_token"):
         return row
     if method in _ON_PAIRS:
         return "-".join(["contrastive", *(c for c in changes if c != "merge")])
@@ -408,8 +413,10 @@ def quality_table() -> str:
         "info_max has no published figure for this network: beside it stands the highest of any "
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
         "an accuracy has one cluster for each class. "
-        "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max) "
-        "and those marked float32. "
+        "next_token reads the words of a text in their order, all other rows have its TF-IDF "
+        "features. "
+        "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
+        "rotation, next_token and those marked float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

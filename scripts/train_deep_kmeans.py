@@ -48,6 +48,19 @@ def main(args: list[str] | None = None) -> int:
         return 2
 
 
+def main_of(method: str, args: list[str] | None) -> int:
+    """`main` of a script of one method, which takes no other."""
+    args = sys.argv[1:] if args is None else args
+    if any(arg.split("=")[0] == "--method" for arg in args):
+        print(
+            f"error: expected no --method, which is {method} here; use train_deep_kmeans.py for "
+            "others",
+            file=sys.stderr,
+        )
+        return 2
+    return main(["--method", method, *args])
+
+
 def train_and_report(given: config.Options, options: config.Options) -> int:
     """Load, train, write and print; options as given, and resolved without data. -> exit code."""
     try:

@@ -12,17 +12,9 @@ import sys
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
-    from train_deep_kmeans import main as train
+    from train_deep_kmeans import main_of
 
-    args = sys.argv[1:] if args is None else args
-    if any(arg.split("=")[0] == "--method" for arg in args):
-        print(
-            "error: expected no --method, which is rotation here; use train_deep_kmeans.py for "
-            "others",
-            file=sys.stderr,
-        )
-        return 2
-    return train(["--method", "rotation", *args])
+    return main_of("rotation", args)
 
 
 if __name__ == "__main__":

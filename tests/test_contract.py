@@ -1,6 +1,7 @@
 """The one contract that every algorithm keeps; a new one is a line in ALGORITHMS."""
 
 import dataclasses
+import functools
 import inspect
 import re
 
@@ -18,6 +19,7 @@ from deepclust_jax.algorithms import (
     dkm,
     info_max,
     n2d,
+    next_token,
     rotation,
     vade,
 )
@@ -48,6 +50,10 @@ ALGORITHMS = {
     ),
     "info_max": (info_max, info_max.Config(**SMALL, n_heads=2)),
     "rotation": (rotation, rotation.Config(**SMALL, n_init=2)),
+    "next_token": (
+        next_token,
+        next_token.Config(3, 2, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),
+    ),
     "contrastive": (
         contrastive,
         contrastive.Config(
@@ -59,7 +65,8 @@ ALGORITHMS = {
         ),
     ),
 }
-AT_END = (n2d, contrastive, info_max, rotation)  # cluster once, after training; autoencoders may
+# What they cluster once, and no epoch needs.
+AT_ONCE = (n2d, contrastive, info_max, next_token, rotation, vade)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
@@ -69,18 +76,34 @@ X = np.asarray(
 )
 
 
-@pytest.fixture(params=ALGORITHMS, ids=list(ALGORITHMS))
+# Documents of a start and some of three words that go on in turn, and padding.
+WORDS = (np.arange(N)[:, None] + np.arange(63)[None, :]) % 3 + 2 + 3 * (np.arange(N)[:, None] % 2)
+TOKENS = np.pad(np.float32(WORDS), ((0, 0), (1, 0)), constant_values=1.0)
+TOKENS[::2, 40:] = 0.0
+KEYS = jax.random.split(KEY, 2)
+
+
+@pytest.fixture(scope="module", params=ALGORITHMS, ids=list(ALGORITHMS))
 def case(request):
-    return ALGORITHMS[request.param]
+    """Module, config, rows and algorithm: the same object in all tests, so that each program is
+    compiled once."""
+    module, config = ALGORITHMS[request.param]
+    x = TOKENS if module is next_token else X
+    return module, config, x, module.build(config, x.shape[1:])
 
 
-def batch(rows=BATCH):
-    return Batch(jnp.asarray(X[:rows]), jnp.arange(rows), jnp.ones(rows))
+@functools.lru_cache
+def jitted(algorithm):
+    return jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+
+def batch(x):
+    return Batch(jnp.asarray(x[:BATCH]), jnp.arange(BATCH), jnp.ones(BATCH))
 
 
 def fit(module, *args, **options):
     """Trained as the module is, which saves compiling a clustering that no epoch needs."""
-    return train.fit(*args, refresh_every=0 if module in AT_END else 1, **options)
+    return train.fit(*args, refresh_every=0 if module in AT_ONCE else 1, **options)
 
 
 def leaves(tree):
@@ -95,7 +118,7 @@ def assert_equal(a, b):
 
 def test_headings(case):
     """The same names in the same order in every file of algorithms/."""
-    module, config = case
+    module, config, x, algorithm = case
     order = ["Config", "State", "Nets", "build_nets", "loss", "build"]
     source = inspect.getsource(module)
     written = re.findall(r"^(?:class|def) (\w+)", source, re.MULTILINE)
@@ -108,8 +131,7 @@ def test_headings(case):
 
 
 def test_argument_names(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
+    module, config, x, algorithm = case
     assert isinstance(algorithm, Algorithm)
     expected = {
         "init": ["key", "batch"],
@@ -123,8 +145,8 @@ def test_argument_names(case):
 
 
 def test_state_holds_arrays_only(case):
-    module, config = case
-    state = module.build(config, SHAPE).init(KEY, batch())
+    x, algorithm = case[2:]
+    state = jitted(algorithm)[0](KEY, batch(x))
     assert int(state.step) == 0
     for leaf in jax.tree.leaves(state):
         assert isinstance(leaf, jax.Array)
@@ -132,62 +154,47 @@ def test_state_holds_arrays_only(case):
 
 
 def test_shapes(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    state = algorithm.init(KEY, batch())
-    new, metrics = algorithm.step(KEY, state, batch())
+    module, config, x, algorithm = case
+    init, step = jitted(algorithm)
+    state = init(KEY, batch(x))
+    new, metrics = step(KEY, state, batch(x))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(
         lambda a: (a.shape, a.dtype), state
     )
     assert int(new.step) == 1 and all(value.shape == () for value in metrics.values())
-    z = algorithm.embed(new, jnp.asarray(X))
-    labels = algorithm.assign(new, z)
+    z, labels = train.embed(algorithm, new, x)
     assert z.shape == (N, config.embed_dim)
     assert labels.shape == (N,) and labels.dtype == jnp.int32
 
 
 def test_one_trace_over_many_steps(case):
-    module, config = case
-    algorithm, traces = module.build(config, SHAPE), []
+    x, algorithm, traces = *case[2:], []
 
     @jax.jit
     def step(*args):
         traces.append(1)
         return algorithm.step(*args)
 
-    state = algorithm.init(KEY, batch())
+    state = jitted(algorithm)[0](KEY, batch(x))
     for _ in range(4):
-        state, _ = step(KEY, state, batch())
+        state, _ = step(KEY, state, batch(x))
     assert len(traces) == 1 and int(state.step) == 4
 
 
-def test_jit_equals_eager(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    state = algorithm.init(KEY, batch())
-    eager, _ = algorithm.step(KEY, state, batch())
-    jitted, _ = jax.jit(algorithm.step)(KEY, state, batch())
-    for one, other in zip(leaves(eager), leaves(jitted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
 def test_same_key_same_run(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
+    module, config, x, algorithm = case
     a, b, c = (
-        train.fit(jax.random.key(s), algorithm, X, epochs=2, batch_size=BATCH) for s in (0, 0, 1)
+        train.fit(jax.random.key(s), algorithm, x, epochs=2, batch_size=BATCH) for s in (0, 0, 1)
     )
     assert_equal(a.state, b.state)
     assert any((u != v).any() for u, v in zip(leaves(a.state), leaves(c.state), strict=True))
 
 
 def test_population_equals_single_runs(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    keys = jax.random.split(KEY, 3)
-    many = fit(module, keys, algorithm, X, epochs=3, batch_size=BATCH)
-    for i, key in enumerate(keys):
-        one = fit(module, key, algorithm, X, epochs=3, batch_size=BATCH)
+    module, config, x, algorithm = case
+    many = fit(module, KEYS, algorithm, x, epochs=3, batch_size=BATCH)
+    for i, key in enumerate(KEYS):
+        one = fit(module, key, algorithm, x, epochs=3, batch_size=BATCH)
         for a, b in zip(leaves(many.state), leaves(one.state), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
         for name in many.metrics:
@@ -196,35 +203,30 @@ def test_population_equals_single_runs(case):
 
 def test_vmap_equals_one_after_another(case, monkeypatch):
     """Accelerators run the seeds of a population by vmap, the CPU by a loop."""
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    keys = jax.random.split(KEY, 3)
-    looped = fit(module, keys, algorithm, X, epochs=2, batch_size=BATCH)
+    module, config, x, algorithm = case
+    looped = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    mapped = fit(module, keys, algorithm, X, epochs=2, batch_size=BATCH)
+    mapped = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH)
     for a, b in zip(leaves(looped.state), leaves(mapped.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_stop_save_load_continue_equals_uninterrupted(case, tmp_path):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    whole = fit(module, KEY, algorithm, X, epochs=5, batch_size=BATCH)
-    part = fit(module, KEY, algorithm, X, epochs=2, batch_size=BATCH)
+    module, config, x, algorithm = case
+    whole = fit(module, KEY, algorithm, x, epochs=5, batch_size=BATCH)
+    part = fit(module, KEY, algorithm, x, epochs=2, batch_size=BATCH)
     checkpoint.save(tmp_path, part.state, step=int(part.state.step))
-    target = jax.eval_shape(lambda: train.init(KEY, algorithm, X, batch_size=BATCH))
+    target = jax.eval_shape(lambda: train.init(KEY, algorithm, x, batch_size=BATCH))
     state = checkpoint.restore(tmp_path, target)
-    rest = fit(module, KEY, algorithm, X, epochs=5, batch_size=BATCH, state=state)
+    rest = fit(module, KEY, algorithm, x, epochs=5, batch_size=BATCH, state=state)
     assert_equal(whole.state, rest.state)
     assert len(rest.metrics["loss"]) == 3
 
 
 def test_streamed_equals_resident(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    keys = jax.random.split(KEY, 2)
+    module, config, x, algorithm = case
     runs = [
-        fit(module, keys, algorithm, X, epochs=2, batch_size=BATCH, resident=resident)
+        fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH, resident=resident)
         for resident in (True, False)
     ]
     for a, b in zip(leaves(runs[0].state), leaves(runs[1].state), strict=True):
@@ -234,42 +236,40 @@ def test_streamed_equals_resident(case):
 
 
 def test_padding_never_reaches_a_gradient(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    state = algorithm.init(KEY, batch())
-    rows = batch()
+    module, config, x, algorithm = case
+    init, step = jitted(algorithm)
+    state, rows = init(KEY, batch(x)), batch(x)
     mask = rows.mask.at[-4:].set(0.0)
     changed = rows._replace(x=rows.x.at[-4:].set(1e3), mask=mask)
-    a, metrics_a = algorithm.step(KEY, state, rows._replace(mask=mask))
-    b, metrics_b = algorithm.step(KEY, state, changed)
+    a, metrics_a = step(KEY, state, rows._replace(mask=mask))
+    b, metrics_b = step(KEY, state, changed)
     assert_equal(a, b)
     assert_equal(metrics_a, metrics_b)
-    full, _ = algorithm.step(KEY, state, rows)
+    full, _ = step(KEY, state, rows)
     assert any((u != v).any() for u, v in zip(leaves(a), leaves(full), strict=True))
 
 
 def test_augmentation_changes_training_and_nothing_after_it(case):
-    module, config = case
+    module, config, x, algorithm = case
 
     def shaken(key, row):
         return row + jax.random.normal(key, row.shape)
 
-    plain, augmented = module.build(config, SHAPE), module.build(config, SHAPE, augment=shaken)
-    keys = jax.random.split(KEY, 2)
+    plain, augmented = algorithm, module.build(config, x.shape[1:], augment=shaken)
     a, b, c = (
-        fit(module, keys, algorithm, X, epochs=2, batch_size=BATCH, resident=resident).state
-        for algorithm, resident in ((plain, True), (augmented, True), (augmented, False))
+        fit(module, KEYS, own, x, epochs=2, batch_size=BATCH, resident=resident).state
+        for own, resident in ((plain, True), (augmented, True), (augmented, False))
     )
     pairs = zip(leaves(a.params["encoder"]), leaves(b.params["encoder"]), strict=True)
     assert all((u != v).any() for u, v in pairs if u.ndim == 3)
     for u, v in zip(leaves(b), leaves(c), strict=True):  # resident and streamed
         np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
-    assert_equal(train.embed(plain, b, X), train.embed(augmented, b, X))
+    assert_equal(train.embed(plain, b, x), train.embed(augmented, b, x))
 
 
 def test_a_wrapped_loss_changes_training(case):
     """Trap (rejax): an override that is silently not called."""
-    module, config = case
+    module, config, x, algorithm = case
 
     def loss(params, state, batch, key, **static):
         value, terms = module.loss(params, state, batch, key, **static)
@@ -277,8 +277,8 @@ def test_a_wrapped_loss_changes_training(case):
         return value + jnp.mean(z**2), terms | {"size": jnp.mean(z**2)}
 
     runs = [
-        fit(module, KEY, a, X, epochs=3, batch_size=BATCH)
-        for a in (module.build(config, SHAPE), module.build(config, SHAPE, loss=loss))
+        fit(module, KEY, a, x, epochs=3, batch_size=BATCH)
+        for a in (algorithm, module.build(config, x.shape[1:], loss=loss))
     ]
     assert "size" in runs[1].metrics and "size" not in runs[0].metrics
     encoders = [leaves(run.state.params["encoder"]) for run in runs]
@@ -288,25 +288,23 @@ def test_a_wrapped_loss_changes_training(case):
 def test_an_optimizer_can_be_passed(case):
     import optax
 
-    module, config = case
-    algorithm = module.build(config, SHAPE, optimizer=optax.sgd(0.0))
-    state = algorithm.init(KEY, batch())
-    new, _ = algorithm.step(KEY, state, batch())
+    module, config, x, algorithm = case
+    init, step = jitted(module.build(config, x.shape[1:], optimizer=optax.sgd(0.0)))
+    state = init(KEY, batch(x))
+    new, _ = step(KEY, state, batch(x))
     assert_equal(new.params, state.params)
 
 
 def test_training_improves_the_loss(case):
-    module, config = case
-    algorithm = module.build(config, SHAPE)
-    found = fit(module, KEY, algorithm, X, epochs=30, batch_size=BATCH)
+    module, config, x, algorithm = case
+    found = fit(module, KEY, algorithm, x, epochs=30, batch_size=BATCH)
     name = "reconstruction" if "reconstruction" in found.metrics else "loss"
     assert found.metrics[name][-1] < 0.9 * found.metrics[name][0]
 
 
 def test_labels_cannot_be_reached(case):
     """Nothing that trains, clusters or refreshes has a place where labels could come in."""
-    module, config = case
-    algorithm = module.build(config, SHAPE)
+    module, config, x, algorithm = case
     functions = [train.fit, train.refresh, train.embed, module.build, *algorithm]
     forbidden = {"y", "labels", "label", "target", "targets", "truth"}
     for function in functions:
@@ -314,11 +312,13 @@ def test_labels_cannot_be_reached(case):
     assert set(Batch._fields) == {"x", "index", "mask", "clean", "partner"}
 
 
-def test_works_on_images(case):
-    module, config = case
-    config = dataclasses.replace(config, network="conv")
-    algorithm = module.build(config, (9, 9, 1))  # no multiple of 8
-    images = np.asarray(jax.random.uniform(KEY, (12, 9, 9, 1)))
-    found = fit(module, KEY, algorithm, images, epochs=2, batch_size=6)
+def test_works_with_another_network(case):
+    """Convolutions on images, of no multiple of 8; documents are read by a transformer."""
+    module, config, x, _ = case
+    other, rows = "conv", np.asarray(jax.random.uniform(KEY, (12, 9, 9, 1)))
+    if module is next_token:
+        other, rows = "transformer", x[:12]
+    algorithm = module.build(dataclasses.replace(config, network=other), rows.shape[1:])
+    found = fit(module, KEY, algorithm, rows, epochs=2, batch_size=6)
     assert np.isfinite(found.metrics["loss"]).all()
-    assert algorithm.embed(found.state, jnp.asarray(images)).shape == (12, config.embed_dim)
+    assert train.embed(algorithm, found.state, rows)[0].shape == (12, config.embed_dim)

@@ -32,6 +32,10 @@ SHORT = {
         "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 2e-3,
         "decay": 1.0,
     },
+    "next_token": {
+        "network": "gru", "hidden": (8,), "embed_dim": 4, "batch_size": 32, "epochs": 2,
+        "learning_rate": 3e-3, "decay": 1.0,
+    },
 }  # fmt: skip
 
 PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "euclidean"}}
@@ -168,6 +172,27 @@ def test_rotation_is_trained_from_nothing_in_one_phase(folder):
     options = cell["recipe"]["options"]
     assert options["precision"] == "float32" and options["network"] == "conv"
     assert "| digits | rotation |" in REPRODUCE.quality_table()
+
+
+def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
+    file = folder / "texts.jsonl"
+    lines = [{"text": f"{('red', 'blue')[i % 2]} {i} of many", "label": i % 2} for i in range(40)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    load = data.dataset.load
+
+    def named(name, **options):
+        dataset, labels = load(file, **options)
+        return dataclasses.replace(dataset, name=name, n_clusters=2), labels
+
+    monkeypatch.setattr(data, "load", named)
+    args = ["--data", "texts", "--seeds", "1", "--rows", "kmeans", "next_token"]
+    assert REPRODUCE.main(args) == 0
+    cell = json.loads(REPRODUCE.cell_file("texts", "next_token", 0).read_text())
+    assert set(cell["seconds"]) == {"train"} and cell["rows"] == 40
+    options = cell["recipe"]["options"]
+    assert (options["scaling"], options["network"]) == ("tokens", "gru")
+    monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained again"))
+    assert REPRODUCE.main(args) == 0
 
 
 def test_seeds_together_are_the_seeds_alone(folder):
@@ -323,6 +348,8 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
     found = capsys.readouterr().out
     assert all(f"digits {row}: left out, tabular rows are no images" in found for row in rows)
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", "next_token"]) == 0
+    assert "digits next_token: left out, tabular rows are no texts" in capsys.readouterr().out
 
 
 def test_rotation_is_left_out_where_images_are_not_square(monkeypatch, capsys):

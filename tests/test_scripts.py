@@ -718,6 +718,22 @@ def test_rows_of_another_scale_than_the_learning_rates_are_refused(scale):
         run.execute(options, x)
 
 
+def test_features_that_are_constant_say_nothing_of_the_scale(tmp_path, monkeypatch):
+    x = np.zeros((50, 2000), np.float32)
+    x[:, :3] = np.random.default_rng(0).normal(size=(50, 3))
+    run._check_deviation(x)
+    with pytest.raises(config.ConfigError, match="take --scaling auto or standard"):
+        run._check_deviation(100 * x)
+    # What has begun goes on, whatever was checked when it did.
+    args = ["--method", "autoencoder", "--n-clusters", "3", "--scaling", "none", "--seeds", "1"]
+    args += ["--epochs", "1", "--hidden", "4", "--embed-dim", "2"]
+    options, seen = config.resolve(config.parse(args)), []
+    monkeypatch.setattr(run, "_check_deviation", seen.append)
+    for times in (1, 1):
+        run.execute(options, x[:, :3], folder=tmp_path)
+        assert len(seen) == times
+
+
 def test_autoencoder_is_the_warm_start_of_the_others_and_resumes_when_finished(base, tmp_path):
     args = [*AUTOENCODER, "--limit", "200", "--out", tmp_path / "out"]
     done(TRAIN, *args)
@@ -961,10 +977,16 @@ def test_scaling_of_data(tmp_path):
     assert "accuracy 100.0 %" not in done(EMBEDDING, *args)
 
 
-def test_damaged_codes_are_named(base, tmp_path):
+@pytest.mark.parametrize("content", [b"no array", b""])
+def test_damaged_arrays_are_named(base, tmp_path, content):
     shutil.copytree(base.folder, tmp_path / "run")
-    (tmp_path / "run" / "embeddings.npy").write_bytes(b"no array")
+    (tmp_path / "run" / "embeddings.npy").write_bytes(content)
     assert "embeddings.npy is damaged" in refused(SELECT_K, tmp_path / "run", "--out", "a.png")
+    with pytest.raises(config.ConfigError, match="found no labels.npy; train it first"):
+        run_directory._read_array(tmp_path / "labels.npy")
+    (tmp_path / "labels.npy").write_bytes(content)
+    with pytest.raises(config.ConfigError, match="labels.npy is damaged; .* --labels-out"):
+        run_directory._read_array(tmp_path / "labels.npy")
 
 
 def test_an_unfinished_run_has_no_codes(base, tmp_path):

@@ -32,16 +32,16 @@ def unfitted(m: int, d: int) -> View:
     return View(jnp.zeros(m), jnp.eye(m, d))
 
 
-@partial(jax.jit, static_argnames=("d", "skip"))
-def fit(x: Array, d: int, *, skip: int = 0) -> View:
-    """The d leading principal axes of rows [n, m], after the first `skip`.
+@partial(jax.jit, static_argnames="d")
+def fit(x: Array, d: int) -> View:
+    """The d leading principal axes of rows [n, m].
 
     Raises:
-        ValueError: fewer than d + skip features.
+        ValueError: fewer than d features.
     """
     m = x.shape[1]
-    if not 1 <= d <= m - skip:
-        raise ValueError(f"expected 1 to {m - skip} axes for {m} features, found {d}")
+    if not 1 <= d <= m:
+        raise ValueError(f"expected 1 to {m} axes for {m} features, found {d}")
     mean = jnp.mean(x, axis=0)
     centred = x - mean[None, :]
     # Squares that neither overflow nor vanish.
@@ -49,10 +49,9 @@ def fit(x: Array, d: int, *, skip: int = 0) -> View:
     centred = centred / scale
     scatter = jnp.dot(centred.T, centred, precision=lloyd.EXACT) / len(x)
     variances, axes = principal_axes(scatter)
-    kept = slice(skip, skip + d)
     floor = _FLOOR * jnp.maximum(variances[0], jnp.finfo(x.dtype).tiny)
     gain = jnp.where(variances > floor, 1.0 / jnp.sqrt(jnp.maximum(variances, floor)), 0.0)
-    return View(mean, (axes * gain[None, :])[:, kept] / scale)
+    return View(mean, (axes * gain[None, :])[:, :d] / scale)
 
 
 def apply(view: View, x: Array) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepclust_jax.data import arrays, text
+from deepclust_jax.data import arrays, text, tokens
 from deepclust_jax.data import scaling as scalings
 from deepclust_jax.data.clips import Clips
 from deepclust_jax.data.errors import DataError
@@ -59,11 +59,12 @@ def fit(
     """Preprocessing fitted to these rows; `columns` are the names of a table's features, if any.
 
     "auto" scales pictures by "range" and tables by "standard" (see scaling.py); texts and sounds
-    have their own features and take only "auto". Raises DataError for an unknown kind or scaling.
+    have their own features and take only "auto", or for texts "tokens" (tokens.py). Raises
+    DataError for an unknown kind or scaling.
     """
     check_options(kind, scaling)
     if kind == "text":
-        return Preprocessing(kind, *text.fit(raw))
+        return Preprocessing(kind, *(tokens if scaling == "tokens" else text).fit(raw))
     if kind == "audio":
         from deepclust_jax.data import audio  # imports jax
 
@@ -80,12 +81,12 @@ def check_options(kind: str | None, scaling: str) -> None:
     """Raise DataError for an unknown kind or scaling, or a scaling that the kind does not take."""
     if kind is not None and kind not in KINDS:
         raise DataError(f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
-    if scaling != "auto" and scaling not in scalings.SCALINGS:
-        raise DataError(
-            f"unknown scaling {scaling!r}; expected auto, {', '.join(scalings.SCALINGS)}"
-        )
-    if kind in ("text", "audio") and scaling != "auto":
-        raise DataError(f"{kind} takes only the scaling auto, found {scaling!r}")
+    known = ("auto", *scalings.SCALINGS, "tokens")
+    if scaling not in known:
+        raise DataError(f"unknown scaling {scaling!r}; expected {', '.join(known)}")
+    takes = {"text": ("auto", "tokens"), "audio": ("auto",)}.get(kind, ("auto", *scalings.SCALINGS))
+    if kind is not None and scaling not in takes:
+        raise DataError(f"{kind} takes only the scaling {', '.join(takes)}, found {scaling!r}")
 
 
 def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
@@ -94,6 +95,8 @@ def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
     Raises DataError if the rows do not fit what `p` was fitted on, or leave float32's range.
     """
     check_fits(p, raw)
+    if p.settings.get("scaling") == "tokens":
+        return tokens.apply(p.settings, raw)
     if p.kind == "text":
         return text.apply(p.settings, p.arrays, raw)
     if p.kind == "audio":

@@ -1,5 +1,6 @@
-"""What a method has to beat on the same rows and seeds: k-means on the rows as they are, and the
-autoencoder or contrastive features that its joint training began with."""
+"""What a method has to beat on the same rows and seeds: k-means on the rows as they are, where
+these are tokens on the TF-IDF features of the texts, and the autoencoder or contrastive features
+that its joint training began with."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +8,11 @@ import numpy as np
 
 from deepclust_jax import run, stream, train
 from deepclust_jax.clustering import kmeans
+from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
+TEXTS = "spherical k-means on TF-IDF and SVD"
 START = "start, before joint training"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
@@ -17,10 +20,17 @@ _BLOCK = 4096
 
 
 def labels_of(
-    keys: Key, x: np.ndarray, n_clusters: int, trained: run.Trained
+    keys: Key, dataset: Dataset, n_clusters: int, trained: run.Trained
 ) -> dict[str, np.ndarray]:
     """Clusters under every baseline for keys [S], by its name. -> int [S, n] each."""
-    found = {ROWS: kmeans_of_rows(keys, x, n_clusters)}
+    x = dataset.x
+    if dataset.preprocessing.settings.get("scaling") == "tokens":
+        features = preprocessing.fit(dataset.raw, "text")  # of one length, that of data/text.py
+        found = {
+            TEXTS: kmeans_of_rows(keys, preprocessing.apply(features, dataset.raw), n_clusters)
+        }
+    else:
+        found = {ROWS: kmeans_of_rows(keys, x, n_clusters)}
     if trained.start is not None:
         found[START] = train.embed(*trained.start, x)[1]
     return found

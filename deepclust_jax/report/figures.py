@@ -163,16 +163,26 @@ def sample_texts(
     labels: np.ndarray,
     distances: np.ndarray,
     *,
+    words: Sequence[Sequence[str]] = (),
+    written: Mapping[int, str] | None = None,
     per_cluster: int = 5,
     width: int = 300,
 ) -> None:
-    """Write a Markdown file: per cluster the documents nearest to its centroid, cut to `width`."""
+    """Write a Markdown file: per cluster the documents nearest to its centroid, cut to `width`.
+
+    Above them the words that tell the cluster, below what a network wrote, where they are given by
+    the number of the cluster.
+    """
     sizes = np.bincount(np.asarray(labels)[np.asarray(labels) >= 0])
     lines = ["# Documents nearest to each centroid"]
     for k, members in enumerate(nearest(labels, distances, per_cluster)):
         lines += ["", f"## Cluster {k} (n = {sizes[k]})", ""]
+        if k < len(words):
+            lines += [f"Words: {', '.join(words[k])}", ""]
         for i in members:
             lines.append(f"- row {i}: {_cut(' '.join(str(texts[i]).split()), width)}")
+        if written and k in written:
+            lines.append(f"- written by the network: {_cut(' '.join(written[k].split()), width)}")
     # backslashreplace: a text from JSON may hold half of a surrogate pair
     text = "\n".join(lines) + "\n"
     Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")

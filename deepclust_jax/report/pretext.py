@@ -1,5 +1,6 @@
 """What a network has learnt from labels that it made itself, beside the clusters it is used for."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import config, run, train
-from deepclust_jax.algorithms import rotation
+from deepclust_jax.algorithms import next_token, rotation
+from deepclust_jax.data import Dataset, tokens
 from deepclust_jax.report import scores
 
-_BLOCK = 4096
+_BLOCK, _DOCUMENTS = 4096, 128  # images and documents at a time
 
 
 def of_rotation(
@@ -50,3 +52,58 @@ def of_rotation(
             entry["external"] = scores.external(clusters, labels)
         report["blocks"].append(entry)
     return report
+
+
+_GIVEN = 8  # tokens of a document that a text begins with
+
+
+def of_next_token(options: config.Options, x: np.ndarray, trained: run.Trained) -> dict[str, Any]:
+    """The perplexity of documents x [n, t] under each run, and that of a guess by frequency alone.
+
+    Of rows held out of training, where there are some; else of those trained on. Perplexities are
+    of sub-words: of other vocabularies they cannot be compared.
+    """
+    nets, held_out = _reader(options, x.shape[1:]), options.data.held_out
+    rows = x[-held_out:] if held_out else x
+    told = jax.jit(lambda params, x: next_token.vectors(params, x, nets.language)[1:])
+
+    def of_run(s):
+        params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
+        blocks = [rows[i : i + _DOCUMENTS] for i in range(0, len(rows), _DOCUMENTS)]
+        found = [jax.device_get(told(params, jnp.asarray(block))) for block in blocks]
+        total, count = (np.concatenate(parts).sum() for parts in zip(*found, strict=True))
+        return np.exp(total / max(count, 1.0))
+
+    perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
+    return {
+        "rows": "rows held out" if held_out else "rows trained on",
+        "perplexity": scores.summary(perplexities),
+        "by_frequency": _by_frequency(x[:-held_out] if held_out else x, rows),
+    }
+
+
+def texts_of_clusters(
+    options: config.Options, dataset: Dataset, trained: run.Trained, s: int, begun: Sequence[int]
+) -> list[str]:
+    """Texts as run s writes them, which begin as the documents with the numbers `begun` do."""
+    nets = _reader(options, dataset.x.shape[1:])
+    state = jax.tree.map(lambda leaf: leaf[s], trained.state)
+    first = next_token.windows(jnp.asarray(dataset.x[np.asarray(begun)]))[:, 0]
+    key = run.seed_keys(options)[s]
+    go_on = jax.jit(lambda state, x: next_token.generate(key, state, x, nets, given=_GIVEN))
+    return tokens.decode(dataset.preprocessing.settings, np.asarray(go_on(state, first)))
+
+
+def _reader(options: config.Options, shape: tuple[int, ...]) -> next_token.Nets:
+    network = options.network
+    own = next_token.Config(network=network.network, hidden=tuple(network.hidden))
+    return next_token.build_nets(own, shape)
+
+
+def _by_frequency(trained_on: np.ndarray, rows: np.ndarray) -> float:
+    """Perplexity of tokens that are guessed by how often they are, each once more than seen."""
+    counts = 1.0 + np.bincount(trained_on.astype(int).ravel(), minlength=tokens.VOCABULARY)
+    counts[[tokens.PAD, tokens.START]] = 0.0
+    own = rows.astype(int).ravel()
+    own = own[counts[own] > 0]
+    return float(np.exp(np.mean(np.log(counts.sum() / counts[own])))) if len(own) else 1.0

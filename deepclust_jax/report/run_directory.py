@@ -11,7 +11,15 @@ import numpy as np
 
 from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
-from deepclust_jax.report import baselines, environment, figures, logs, pretext, scores
+from deepclust_jax.report import (
+    baselines,
+    environment,
+    figures,
+    logs,
+    pretext,
+    scores,
+    words,
+)
 
 
 def write(
@@ -37,7 +45,7 @@ def write(
     report["baselines"] = []
     if labels is not None:
         keys = run.seed_keys(options)
-        simpler = baselines.labels_of(keys, dataset.x, k, trained)
+        simpler = baselines.labels_of(keys, dataset, k, trained)
 
         def named(name):  # with the number that was found, where it was not given
             return f"{name}, k = {k}" if options.method.merge and name == baselines.ROWS else name
@@ -53,6 +61,8 @@ def write(
             }
     if options.method.method == "rotation":
         report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
+    if options.method.method == "next_token":
+        report["pretext"] = pretext.of_next_token(options, dataset.x, trained)
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, k)
@@ -63,7 +73,20 @@ def write(
     if files:
         write_labels_by_file(folder / "labels.csv", files, found)
     preprocessing.save(dataset.preprocessing, folder)
-    _write_figures(folder, dataset, z, found, centroids, labels)
+    distances = np.sum((z - centroids[found]) ** 2, axis=-1)
+    if dataset.kind == "text":
+        report["words"] = words.telling(dataset.raw, found)
+        written = {}
+        if options.method.method == "next_token":
+            first = [own[0] if len(own) else -1 for own in figures.nearest(found, distances, 1)]
+            begun = {c: row for c, row in enumerate(first) if row >= 0}
+            told = pretext.texts_of_clusters(options, dataset, trained, chosen, [*begun.values()])
+            written = dict(zip(begun, told, strict=True))
+        figures.sample_texts(
+            folder / "samples.md", dataset.raw, found, distances,
+            words=report["words"], written=written,
+        )  # fmt: skip
+    _write_figures(folder, dataset, z, found, centroids, distances, labels)
     report |= {
         "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
         "data": {
@@ -87,17 +110,7 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
     Raises DataError or ConfigError where the run is not finished or its data are gone.
     """
-    if not (folder / "embeddings.npy").is_file():
-        raise config.ConfigError(
-            f"expected a finished run in {folder}, found no embeddings.npy; train it first"
-        )
-    try:
-        z = np.load(folder / "embeddings.npy", allow_pickle=False)
-    except ValueError:
-        raise config.ConfigError(
-            f"{folder / 'embeddings.npy'} is damaged; run scripts/cluster.py again on the data of "
-            "the run, with --embeddings-out"
-        ) from None
+    z = _read_array(folder / "embeddings.npy")
     options = run.read_options(folder)
     kind = None if options.data.kind == "auto" else options.data.kind
     _, labels = data.load(
@@ -109,6 +122,20 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
             "they have changed since"
         )
     return z, labels
+
+
+def _read_array(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise config.ConfigError(
+            f"expected a finished run in {path.parent}, found no {path.name}; train it first"
+        )
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise config.ConfigError(
+            f"{path} is damaged; run scripts/cluster.py again on the data of the run, with "
+            f"--{path.stem}-out"
+        ) from None
 
 
 def rows_of(
@@ -131,7 +158,7 @@ def rows_of(
         options = run.read_options(folder)
         k = options.data.n_clusters
         if options.method.merge:  # which was where merging began
-            k = len(np.unique(np.load(folder / "labels.npy", allow_pickle=False)))
+            k = len(np.unique(_read_array(folder / "labels.npy")))
         return z, truth, k
     dataset, truth = data.load(
         source, labels=labels, kind=None if kind == "auto" else kind, scaling=scaling
@@ -174,15 +201,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _write_figures(folder, dataset, z, labels, centroids, truth) -> None:
-    distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
+def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> None:
     figures.embedding_map(folder / "embedding_map.png", z, labels)
     sizes = metrics.cluster_sizes(labels, len(centroids))
     figures.cluster_sizes(folder / "cluster_sizes.png", sizes)
     if truth is not None:
         figures.confusion(folder / "confusion.png", truth, labels, dataset.classes)
-    if dataset.kind == "text":
-        figures.sample_texts(folder / "samples.md", dataset.raw, labels, distances)
     images = _pictures(dataset)
     if images is not None:
         figures.sample_images(folder / "samples.png", images, labels, distances)

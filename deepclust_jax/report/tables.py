@@ -57,9 +57,14 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
-    """How well turns are told, in all and by class, and the clusters of every block."""
+    """How well texts are told; or turns, in all and by class, and the clusters of every block."""
     if found is None:
         return []
+    if "perplexity" in found:
+        own = _row("", found["perplexity"], [], _number)[1]
+        return [
+            f"perplexity, {found['rows']}: {own}; by frequency {_number(found['by_frequency'])}"
+        ]
     overall = _row("", found["accuracy"], [], _percent)[1]
     lines = [f"turns found [%], {found['rows']}: {overall}"]
     if "by_class" in found:

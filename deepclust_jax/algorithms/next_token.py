@@ -1,0 +1,246 @@
+"""Next-token prediction: a network that reads texts and tells how they go on, then spherical
+k-means on what it remembers of them (Bengio et al. 2003, "A Neural Probabilistic Language Model";
+here a recurrent network or a transformer).
+
+    minimise  mean_t -log p(w_t | w_1 .. w_{t-1})                  exp of which is the perplexity
+
+Rows are documents as numbers of sub-words (data/tokens.py). For training those of a batch are
+packed, one behind the other and cut into windows, so that no step is spent on padding; a window may
+have several documents, and none sees another.
+
+The vector of a document is the mean of the states after each of its tokens, weighted by how little
+the token was expected,
+
+    v = sum_t s_t h_t / sum_t s_t,      s_t = -log p(w_t | before)
+
+so that words which say nothing about a document count little, as by an inverse document frequency.
+From these the mean is taken and they are whitened (clustering/whitening.py): a few directions have
+most of the variance of states. Arora et al. 2017, "A Simple but Tough-to-Beat Baseline for Sentence
+Embeddings", leave the leading one out; here it is of topics, and clusters without it are worse.
+`refresh` whitens and clusters; call it once, after training.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from deepclust_jax import augment as augmentation
+from deepclust_jax import losses, networks
+from deepclust_jax.clustering import kmeans, whitening
+from deepclust_jax.data.tokens import PAD, START, VOCABULARY, WINDOW
+from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
+
+_TOGETHER = 1024  # tokens whose logits are held at once
+_BLOCK = 128  # documents whose states are
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    n_clusters: int = 20  # k
+    embed_dim: int = 32  # principal axes of the vectors
+    network: str = "gru"  # or "transformer"
+    hidden: tuple[int, ...] = (128,)  # widths of the layers
+    learning_rate: float = 3e-3  # of Adam
+    vocabulary: int = VOCABULARY  # tokens are numbers below it
+    filled: float = 1.0  # share of the rows' numbers that are no padding; the rest is not computed
+    n_init: int = 10  # restarts of the k-means
+
+
+@flax.struct.dataclass
+class State:
+    step: Array  # [] int32
+    params: Params  # {"encoder"}
+    opt_state: optax.OptState
+    view: whitening.View  # of the vectors
+    centroids: Array  # [k, embed_dim]
+
+
+class Nets(NamedTuple):
+    encoder: Network  # documents [b, t] -> vectors [b, m]
+    language: networks.Language  # the same parameters: windows -> states -> logits
+
+
+def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
+    """The network for documents of `shape` (t,), which it reads in windows of 64 tokens.
+
+    Raises:
+        ValueError: rows that are no documents, or another network.
+    """
+    if len(shape) != 1:
+        raise ValueError(f"expected documents [t] of tokens, found rows of shape {tuple(shape)}")
+    language = networks.language(config.network, config.vocabulary, config.hidden, WINDOW)
+
+    def init(key, x):
+        return language.init(key, windows(x)[:1, 0])
+
+    return Nets(Network(init, lambda params, x: vectors(params, x, language)[0]), language)
+
+
+def windows(x: Array) -> Array:
+    """Documents [n, t] cut into windows, the last one filled with PAD. -> int32 [n, t / 64, 64]."""
+    x = jnp.pad(x.astype(jnp.int32), ((0, 0), (0, -x.shape[1] % WINDOW)), constant_values=PAD)
+    return x.reshape(len(x), -1, WINDOW)
+
+
+def pack(x: Array, mask: Array, filled: float) -> Array:
+    """Documents [b, t] one behind the other without padding, cut into windows. -> int32 [m, 64].
+
+    Windows for a tenth more than `filled`, the usual share of numbers that are no padding; what is
+    over is left out of this step. Rows outside the mask are padding.
+    """
+    tokens = jnp.where(mask[:, None] > 0, x.astype(jnp.int32), PAD).reshape(-1)
+    m = -(-int(np.ceil(min(1.1 * filled, 1.0) * tokens.size)) // WINDOW)
+    tokens = tokens[jnp.argsort(tokens == PAD, stable=True)][: m * WINDOW]
+    return jnp.pad(tokens, (0, m * WINDOW - len(tokens)), constant_values=PAD).reshape(m, WINDOW)
+
+
+def filled(x: np.ndarray) -> float:
+    """Share of the numbers of documents [n, t] that are no padding, rounded up to hundredths."""
+    return float(np.ceil(100.0 * np.mean(np.asarray(x) != PAD)) / 100.0)
+
+
+def is_told(tokens: Array) -> Array:
+    """Whether a token of a window is predicted: not padding, a start or the first, which nothing
+    is before. [m, t] -> bool [m, t]."""
+    is_first = jnp.arange(tokens.shape[1]) == 0
+    return (tokens != PAD) & (tokens != START) & ~is_first[None, :]
+
+
+def surprises(params: Params, tokens: Array, states: Array, language: networks.Language) -> Array:
+    """-log p of each token given those before it in its window, nats, 0 where none is told.
+
+    [m, t], states [m, t, d] -> [m, t].
+    """
+    flat, true = states[:, :-1].reshape(-1, states.shape[-1]), tokens[:, 1:].reshape(-1)
+    n, size = len(flat), min(_TOGETHER, len(flat))
+    flat, true = jnp.pad(flat, ((0, -n % size), (0, 0))), jnp.pad(true, (0, -n % size))
+
+    @jax.checkpoint  # logits are computed again, not kept: they are most of the memory
+    def of_some(pair):
+        logits = language.logits(params, pair[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, pair[1])
+
+    found = jax.lax.map(of_some, (flat.reshape(-1, size, flat.shape[-1]), true.reshape(-1, size)))
+    found = jnp.pad(found.reshape(-1)[:n].reshape(len(tokens), -1), ((0, 0), (1, 0)))
+    return jnp.where(is_told(tokens), found, 0.0)
+
+
+def vectors(params: Params, x: Array, language: networks.Language) -> tuple[Array, Array, Array]:
+    """Vectors of documents, their sums of -log p and numbers of tokens that are told.
+
+    [n, t] -> [n, m], [n], [n]; zeros for a document without tokens.
+    """
+    n = len(x)
+    tokens = windows(x).reshape(-1, WINDOW)
+    states = language.states(params, tokens)
+    found = surprises(params, tokens, states, language)
+    sums = jnp.sum(found[:, :, None] * states, axis=1).reshape(n, -1, states.shape[-1]).sum(axis=1)
+    total = found.reshape(n, -1).sum(axis=1)
+    told = is_told(tokens).reshape(n, -1).sum(axis=1)
+    return sums / jnp.where(total > 0, total, 1.0)[:, None], total, told
+
+
+def loss(
+    params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
+) -> tuple[Array, Metrics]:
+    """Mean of -log p over the tokens of a batch, nats. -> [], metrics.
+
+    The metric `told` is the share of the packed numbers that are predicted, 0 to 1.
+    """
+    del state, key
+    params, language = params["encoder"], nets.language
+    tokens = pack(batch.x, batch.mask, config.filled)
+    found = surprises(params, tokens, language.states(params, tokens), language)
+    counts = is_told(tokens).astype(found.dtype)
+    mean = losses.masked_mean(found.reshape(-1), counts.reshape(-1))
+    return mean, {"told": jnp.mean(counts)}
+
+
+def generate(
+    key: Key, state: State, tokens: Array, nets: Nets, *, given: int, temperature: float = 0.7
+) -> Array:
+    """Windows whose first `given` tokens stay and whose others are drawn one after another.
+
+    int32 [m, 64] -> int32 [m, 64]. PAD and START are not drawn. At a temperature near 0 it is
+    always the most probable token.
+    """
+    params, language = state.params["encoder"], nets.language
+
+    def draw(t, tokens):
+        states = language.states(params, tokens)
+        before = jax.lax.dynamic_index_in_dim(states, t - 1, axis=1, keepdims=False)
+        logits = language.logits(params, before) / temperature
+        logits = logits.at[:, jnp.array([PAD, START])].set(-jnp.inf)
+        drawn = jax.random.categorical(jax.random.fold_in(key, t), logits)
+        return tokens.at[:, t].set(drawn)
+
+    return jax.lax.fori_loop(given, tokens.shape[1], draw, tokens)
+
+
+def build(
+    config: Config,
+    shape: tuple[int, ...],
+    *,
+    loss: Callable[..., tuple[Array, Metrics]] = loss,
+    optimizer: optax.GradientTransformation | None = None,
+    augment: Callable[[Key, Array], Array] | None = None,
+) -> Algorithm:
+    """The algorithm for documents of `shape` (t,) tokens.
+
+    `optimizer` replaces the Adam of the config. `augment` (key, one document) -> document changes
+    every document before a step.
+
+    Raises:
+        ValueError: rows that are no documents, another network, or more axes than states have.
+    """
+    nets = build_nets(config, shape)
+    tx = optimizer or optax.adam(config.learning_rate)
+    width = config.hidden[-1]
+    if config.embed_dim > width:
+        raise ValueError(
+            f"expected embed_dim <= {width}, the numbers of a state, found {config.embed_dim}"
+        )
+
+    def init(key: Key, batch: Batch) -> State:
+        encoder_key, centroid_key = jax.random.split(key)
+        params = {"encoder": nets.encoder.init(encoder_key, batch.x)}
+        centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
+        view = whitening.unfitted(width, config.embed_dim)
+        return State(jnp.int32(0), params, tx.init(params), view, kmeans.unit(centroids))
+
+    def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = augmentation.batch(augment_key, batch, augment)
+        (value, metrics), grads = losses.value_and_grad(loss)(
+            state.params, state, batch, loss_key, nets=nets, config=config
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, {"loss": value, **metrics}
+
+    def found_in(state: State, x: Array) -> Array:
+        return networks.apply_in_blocks(
+            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
+        )
+
+    def refresh(key: Key, state: State, x: Array) -> State:
+        found = found_in(state, x)
+        view = whitening.fit(found, config.embed_dim)
+        z = whitening.apply(view, found)
+        centroids = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init).centroids
+        return state.replace(view=view, centroids=centroids)
+
+    def embed(state: State, x: Array) -> Array:
+        return whitening.apply(state.view, found_in(state, x))
+
+    def assign(state: State, z: Array) -> Array:
+        return kmeans.assign(z, state.centroids)[0]
+
+    return Algorithm(init, step, refresh, embed, assign)

@@ -1,0 +1,226 @@
+"""Next-token prediction: the network sees nothing behind a token, batches are packed, vectors are
+means of states."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import networks, train
+from deepclust_jax.algorithms import next_token
+from deepclust_jax.clustering import kmeans, whitening
+from deepclust_jax.data.tokens import PAD, START, WINDOW
+from deepclust_jax.types import Batch
+
+KEY = jax.random.key(0)
+SMALL = next_token.Config(3, 4, hidden=(16,), vocabulary=30, n_init=2)
+KINDS = {"gru": (16,), "two layers": (16, 8), "transformer": (16, 16)}
+
+
+@pytest.fixture(params=KINDS)
+def language(request):
+    kind = "transformer" if request.param == "transformer" else "gru"
+    net = networks.language(kind, 30, KINDS[request.param], WINDOW)
+    params = net.init(KEY, jnp.zeros((1, WINDOW), jnp.int32))
+    noise = jax.random.normal(KEY, (100_000,))  # biases and places start at 0 or small
+    shaken = jax.tree.map(lambda p: p + 0.3 * noise[: p.size].reshape(p.shape), params)
+    return net, shaken
+
+
+def documents(n, t, seed=0, vocabulary=30):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(2, vocabulary, size=(n, t))
+    rows[:, 0] = START
+    for row, length in zip(rows, rng.integers(1, t + 1, size=n), strict=True):
+        row[length:] = PAD
+    return np.float32(rows)
+
+
+def test_no_token_is_seen_before_its_turn(language):
+    """Trap: a model that sees what it is asked has a wonderful perplexity."""
+    net, params = language
+    tokens = jnp.asarray(documents(2, WINDOW)).astype(jnp.int32).at[:, 1:].set(5)
+    states = net.states(params, tokens)
+    for t in (1, 20, WINDOW - 1):
+        other = net.states(params, tokens.at[:, t:].set(9))
+        np.testing.assert_array_equal(states[:, :t], other[:, :t])
+        assert (states[:, t] != other[:, t]).any()
+
+
+def test_no_text_is_seen_by_another_in_its_window(language):
+    net, params = language
+    one, two = (documents(1, 30, seed)[0].astype(np.int32) for seed in (1, 2))
+    both = np.full((2, WINDOW), 7, np.int32)
+    both[:, 0], both[0, 1:20], both[:, 20], both[:, 21:40] = START, 3, START, 4
+    states = net.states(params, jnp.asarray(both))
+    assert (states[0, 1:20] != states[1, 1:20]).any() and len(one) == len(two)
+    np.testing.assert_allclose(states[0, 20:], states[1, 20:], atol=1e-6)
+
+
+def test_the_unit_is_that_of_flax():
+    """Where a text starts the memory is 0; else it is nn.GRUCell with the same weights."""
+    own, cell = networks._GRU(6), nn.GRUCell(6)
+    x = jax.random.normal(KEY, (2, 5, 4))
+    params = own.init(KEY, x, jnp.zeros((2, 5), bool))["params"]
+    params["bias"] = jax.random.normal(KEY, (6,))
+    params["Dense_0"]["bias"] = jax.random.normal(KEY, (18,))
+    kernels = jnp.split(params["Dense_0"]["kernel"], 3, axis=1)
+    biases = jnp.split(params["Dense_0"]["bias"], 3)
+    memory = jnp.split(params["kernel"], 3, axis=1)
+    same = {
+        f"i{n}": {"kernel": k, "bias": b} for n, k, b in zip("rzn", kernels, biases, strict=True)
+    }
+    same |= {f"h{n}": {"kernel": k} for n, k in zip("rzn", memory, strict=True)}
+    same["hn"]["bias"] = params["bias"]
+    starts = jnp.zeros((2, 5), bool).at[1, 3].set(True)
+    found, h = own.apply({"params": params}, x, starts), jnp.zeros((2, 6))
+    for t in range(5):
+        h = jnp.where(starts[:, t, None], 0.0, h)
+        h, _ = cell.apply({"params": same}, h, x[:, t])
+        np.testing.assert_allclose(found[:, t], h, atol=1e-6)
+
+
+def test_packing_keeps_every_token_in_order():
+    x = documents(5, 100)
+    mask = jnp.array([1.0, 1.0, 0.0, 1.0, 1.0])
+    kept = np.concatenate([row[row != PAD] for i, row in enumerate(x) if i != 2])
+    packed = np.asarray(next_token.pack(jnp.asarray(x), mask, 1.0))
+    assert packed.shape == (8, WINDOW)  # 500 numbers
+    np.testing.assert_array_equal(packed.reshape(-1)[: len(kept)], kept)
+    assert (packed.reshape(-1)[len(kept) :] == PAD).all()
+    # Of a usual share of a fifth there is place for 110 tokens; those over are left out.
+    few = np.asarray(next_token.pack(jnp.asarray(x), mask, 0.2))
+    np.testing.assert_array_equal(few.reshape(-1), kept[: 2 * WINDOW])
+
+
+def test_the_share_that_is_filled():
+    x = np.zeros((4, 50))
+    x[:, :11] = 3.0
+    assert next_token.filled(x) == pytest.approx(0.22)
+    x[0, 11] = 3.0
+    assert next_token.filled(x) == pytest.approx(0.23)
+
+
+def test_the_loss_is_the_mean_over_all_tokens_that_are_told():
+    nets = next_token.build_nets(SMALL, (100,))
+    x = jnp.asarray(documents(4, 100))
+    params = nets.encoder.init(KEY, x)
+    batch = Batch(x, jnp.arange(4), jnp.ones(4))
+    value, metrics = next_token.loss({"encoder": params}, None, batch, KEY, nets=nets, config=SMALL)
+    packed = np.asarray(next_token.pack(x, batch.mask, 1.0))
+    logits = nets.language.logits(params, nets.language.states(params, jnp.asarray(packed)))
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    told = [
+        -log_p[w, t - 1, packed[w, t]]
+        for w in range(len(packed))
+        for t in range(1, WINDOW)
+        if packed[w, t] not in (PAD, START)
+    ]
+    np.testing.assert_allclose(value, np.mean(told), rtol=1e-5)
+    np.testing.assert_allclose(metrics["told"], len(told) / packed.size, rtol=1e-6)
+
+
+def test_logits_in_parts_are_all_of_them(monkeypatch):
+    nets = next_token.build_nets(SMALL, (100,))
+    x = jnp.asarray(documents(4, 100))
+    params = nets.encoder.init(KEY, x)
+    whole = next_token.vectors(params, x, nets.language)
+    monkeypatch.setattr(next_token, "_TOGETHER", 50)
+    for a, b in zip(whole, next_token.vectors(params, x, nets.language), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vector_is_the_mean_of_states_by_surprise_and_padding_changes_nothing():
+    nets = next_token.build_nets(SMALL, (100,))
+    x = documents(6, 100)
+    x[0, 1:] = PAD  # a document without a word
+    params = nets.encoder.init(KEY, jnp.asarray(x))
+    found, total, told = next_token.vectors(params, jnp.asarray(x), nets.language)
+    assert (found[0] == 0).all() and told[0] == 0 and total[0] == 0
+    for row, own in zip(x[1:], found[1:], strict=True):
+        sums = weight = 0.0
+        for window in np.pad(row, (0, 28)).reshape(2, WINDOW).astype(np.int32):
+            states = nets.language.states(params, window[None])[0]
+            log_p = jax.nn.log_softmax(nets.language.logits(params, states))
+            for t in range(1, WINDOW):
+                if window[t] not in (PAD, START):
+                    surprise = -float(log_p[t - 1, window[t]])
+                    sums, weight = sums + surprise * states[t], weight + surprise
+        np.testing.assert_allclose(own, sums / weight, rtol=1e-4, atol=1e-5)
+    wider = np.pad(x, ((0, 0), (0, 3 * WINDOW)))
+    again = next_token.vectors(params, jnp.asarray(wider), nets.language)[0]
+    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Documents of three kinds, each with words of its own: the next one, or the one after."""
+    rng = np.random.default_rng(0)
+    kind = np.arange(90) % 3
+    words = 2 + 8 * kind[:, None] + np.cumsum(rng.integers(1, 3, size=(90, 40)), axis=1) % 8
+    x = np.float32(np.pad(words, ((0, 0), (1, 23)), constant_values=((0, 0), (1, 0))))
+    config = dataclasses.replace(SMALL, learning_rate=0.02, embed_dim=2, hidden=(32,), filled=0.65)
+    algorithm = next_token.build(config, (64,))
+    found = train.fit(
+        KEY, algorithm, x, epochs=30, batch_size=10, refresh_every=0, refresh_at_end=True
+    )
+    return x, kind, config, algorithm, found
+
+
+def test_what_goes_on_is_learnt_and_clustered(trained):
+    x, kind, config, algorithm, found = trained
+    nets = next_token.build_nets(config, (64,))
+    _, total, told = next_token.vectors(
+        found.state.params["encoder"], jnp.asarray(x), nets.language
+    )
+    assert told.sum() == 90 * 40
+    # The first word is one of 24, all others one of two.
+    best = np.exp((np.log(24) + 39 * np.log(2)) / 40)
+    assert 0.9 * best < float(jnp.exp(total.sum() / told.sum())) < 1.2 * best
+    z, labels = train.embed(algorithm, found.state, x)
+    assert all(len(set(labels[kind == k].tolist())) == 1 for k in range(3))
+    assert len(set(labels.tolist())) == 3
+    vectors = nets.encoder.apply(found.state.params["encoder"], jnp.asarray(x))
+    view = whitening.fit(vectors, 2)
+    np.testing.assert_allclose(np.abs(z), np.abs(whitening.apply(view, vectors)), atol=2e-2)
+    np.testing.assert_array_equal(labels, kmeans.assign(z, found.state.centroids)[0])
+
+
+def test_texts_go_on_as_they_were_learnt(trained):
+    x, _, config, _, found = trained
+    nets = next_token.build_nets(config, (64,))
+    begun = next_token.windows(jnp.asarray(x[:6]))[:, 0]
+    written = next_token.generate(KEY, found.state, begun.at[:, 8:].set(PAD), nets, given=8)
+    assert written.shape == (6, WINDOW)
+    np.testing.assert_array_equal(written[:, :8], begun[:, :8])
+    assert (np.asarray(written)[:, 1:] > START).all()
+    words = np.asarray(written)[:, 8:41] - 2
+    before = np.asarray(written)[:, 7:40] - 2
+    follows = (words // 8 == before // 8) & np.isin((words - before) % 8, (1, 2))
+    assert np.mean(follows) > 0.9
+    sure = [
+        next_token.generate(key, found.state, begun, nets, given=8, temperature=1e-4)
+        for key in jax.random.split(KEY)
+    ]
+    np.testing.assert_array_equal(*sure)
+
+
+@pytest.mark.parametrize(
+    "change, shape, words",
+    [
+        ({}, (8, 8, 1), r"expected documents \[t\] of tokens, found rows of shape \(8, 8, 1\)"),
+        ({"network": "mlp"}, (64,), "expected network 'gru' or 'transformer', found 'mlp'"),
+        ({"network": "transformer", "hidden": (8, 16)}, (64,), "expected one width for all layers"),
+        (
+            {"embed_dim": 17},
+            (64,),
+            "expected embed_dim <= 16, the numbers of a state, found 17",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(change, shape, words):
+    with pytest.raises(ValueError, match=words):
+        next_token.build(dataclasses.replace(SMALL, **change), shape)

@@ -1,0 +1,124 @@
+"""The script for next-token prediction: what it prints and leaves, and what it refuses."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
+
+from deepclust_jax import run
+from deepclust_jax.report import baselines
+
+sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
+NEXT_TOKEN = script("train_next_token")
+SMALL = ["--hidden", "16", "--embed-dim", "4", "--n-clusters", "2", "--seeds", "2", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    animals, ships = ("cats", "dogs", "birds"), ("sails", "masts", "ropes")
+    with file.open("w") as out:
+        for i in range(60):
+            things = (animals, ships)[i % 2]
+            text = f"{things[i % 3]} and {things[(i + 1) % 3]} are {things[i // 2 % 3]} number {i}"
+            out.write(json.dumps({"text": text, "label": ("animal", "ship")[i % 2]}) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def run_of_texts(texts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("next_token") / "run"
+    return out, done(NEXT_TOKEN, "--data", texts, *SMALL, "--held-out", "12", "--out", out)
+
+
+def test_perplexity_words_and_written_texts_are_reported(run_of_texts):
+    out, printed = run_of_texts
+    report = json.loads((out / "report.json").read_text())
+    found = report["pretext"]
+    assert found["rows"] == "rows held out" and len(found["perplexity"]["values"]) == 2
+    assert all(1.0 < value < 5000 for value in found["perplexity"]["values"])
+    mean, guess = (f"{v:#.4g}" for v in (found["perplexity"]["mean"], found["by_frequency"]))
+    assert f"perplexity, rows held out: {mean.rstrip('.')} ± " in printed
+    assert f"by frequency {guess.rstrip('.')}" in printed
+    assert report["baselines"][0]["name"] == baselines.TEXTS and baselines.TEXTS in printed
+    assert len(report["words"]) == len(report["cluster_sizes"])
+    samples = (out / "samples.md").read_text()
+    sizes = report["cluster_sizes"]
+    assert samples.count("written by the network") == sum(size > 0 for size in sizes)
+    assert samples.count("Words: ") == len(sizes)
+
+
+def test_perplexity_by_frequency_is_that_of_counts():
+    from deepclust_jax.report import pretext
+
+    trained_on = np.float32([[1, 2, 2, 3], [1, 2, 0, 0]])
+    counts = np.ones(4096)
+    counts[[2, 3]] += [3, 1]
+    counts[:2] = 0
+    p = counts / counts.sum()
+    rows = np.float32([[1, 3, 2, 9, 0]])
+    wanted = np.exp(-np.mean(np.log(p[[3, 2, 9]])))
+    assert pretext._by_frequency(trained_on, rows) == pytest.approx(wanted)
+
+
+def test_new_documents_are_labelled_by_a_stored_run(run_of_texts, texts, tmp_path):
+    out, _ = run_of_texts
+    done(CLUSTER, out, texts, "--labels-out", tmp_path / "labels.npy")
+    found = np.load(tmp_path / "labels.npy")
+    np.testing.assert_array_equal(found, np.load(out / "labels.npy"))
+
+
+def test_a_stopped_run_goes_on_as_one_that_was_not(texts, tmp_path, monkeypatch):
+    args = ["--data", texts, *SMALL, "--seeds", "1"]
+    done(NEXT_TOKEN, *args, "--out", tmp_path / "whole")
+    monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
+    stopped = run.train.fit
+
+    def fit(*args, on_epoch, **options):
+        def stop(epoch, *more):
+            on_epoch(epoch, *more)
+            raise KeyboardInterrupt
+
+        return stopped(*args, on_epoch=stop, **options)
+
+    monkeypatch.setattr(run.train, "fit", fit)
+    from test_scripts import call
+
+    assert call(NEXT_TOKEN, *args, "--out", tmp_path / "part").code == 130
+    monkeypatch.setattr(run.train, "fit", stopped)
+    done(NEXT_TOKEN, "--resume", "--out", tmp_path / "part")
+    whole, part = (np.load(tmp_path / name / "embeddings.npy") for name in ("whole", "part"))
+    np.testing.assert_array_equal(whole, part)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--network", "mlp"], "expected --network gru or transformer beside --method next_token"),
+        (["--embed-dim", "17"], "expected embed_dim <= 16, the numbers of a state, found 17"),
+        (["--precision", "bfloat16"], "--method next_token needs --precision float32"),
+        (["--method", "dec"], "expected no --method, which is next_token here"),
+        (["--augment", "affine"], "--augment affine needs images"),
+        (["--network", "transformer", "--hidden", "16", "8"], "expected one width for all layers"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_begins(texts, tmp_path, args, words):
+    out = tmp_path / "run"
+    assert words in refused(NEXT_TOKEN, "--data", texts, *SMALL, "--out", out, *args)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--method", "dec", "--network", "gru"], "expected --network gru or transformer beside"),
+        (["--method", "dec", "--scaling", "tokens"], "expected --scaling tokens beside --method"),
+        (["--method", "next_token", "--data", "digits"], "takes only the scaling auto"),
+        (["--method", "next_token", "--scaling", "none"], "expected --scaling tokens beside"),
+    ],
+)
+def test_tokens_and_readers_are_of_this_method_alone(texts, tmp_path, args, words):
+    data = [] if "--data" in args else ["--data", texts]
+    assert words in refused(TRAIN, *data, *args, "--n-clusters", "2", "--out", tmp_path / "run")
