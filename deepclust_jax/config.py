@@ -60,14 +60,14 @@ class Method:
 
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
-        "rotation", "next_token",
+        "rotation", "deep_cluster", "next_token",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
-    image was turned; next_token: on those that tell how a text goes on. The others:
-    network and centroids trained together; dec without a decoder, vade with a mixture of
-    Gaussians."""
+    image was turned; deep_cluster: on those that tell many small clusters of images apart;
+    next_token: on those that tell how a text goes on. The others: network and centroids trained
+    together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -115,16 +115,16 @@ class Network:
 
     network: Literal["mlp", "conv", "gru", "transformer"] | None = None
     """Perceptron, or convolutions for images; of next_token recurrent units or a transformer. None:
-    mlp, of rotation conv, of next_token gru."""
+    mlp, of rotation and deep_cluster conv, of next_token gru."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
-    of contrastive and info_max 512 512. Of rotation those of its blocks; None: 16 32
-    64. Of next_token those of its layers; None: 128."""
+    of contrastive and info_max 512 512. Of rotation and deep_cluster those of their blocks; None:
+    16 32 64. Of next_token those of its layers; None: 128."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive and info_max 64, of rotation and next_token
-    32."""
+    """Width of the code. None: 10, of contrastive and info_max 64, of rotation, deep_cluster and
+    next_token 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -205,7 +205,7 @@ _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
 }  # fmt: skip
 _PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
-_ROTATION = {
+_BLOCKS = {
     "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
 }  # fmt: skip
 _NEXT_TOKEN = {
@@ -243,7 +243,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "n2d": {**_PRETRAINED, "epochs": 0, "learning_rate": _AUTOENCODER["learning_rate"]},
         "contrastive": {**_PAIRS, "epochs": 40},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
-        "rotation": {**_ROTATION, "epochs": 5},
+        "rotation": {**_BLOCKS, "epochs": 5},
+        "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
     },
     "paper": {
@@ -278,7 +279,13 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "contrastive": {**_PAIRS, "epochs": 1000},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
-        "rotation": {**_ROTATION, "hidden": (96, 192, 192, 192), "epochs": 200},
+        "rotation": {**_BLOCKS, "hidden": (96, 192, 192, 192), "epochs": 200},
+        "deep_cluster": {
+            **_BLOCKS,
+            "hidden": (96, 192, 192, 192),
+            "embed_dim": 256,
+            "epochs": 200,
+        },
         "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
     },
 }
@@ -289,7 +296,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
 # Contrastive features of the same rows still gain from 40 epochs to 100.
 _LEAST_STEPS = {
-    "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000, "next_token": 1000
+    "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000,
+    "deep_cluster": 1000, "next_token": 1000,
 }  # fmt: skip
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
@@ -559,7 +567,7 @@ def _description() -> str:
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
-        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation, "
+        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and of deep_cluster, "
         f"{_LEAST_STEPS['next_token']:,} of next_token and "
         f"{_LEAST_STEPS['joint']:,} of joint training."
     )

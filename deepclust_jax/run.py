@@ -21,6 +21,7 @@ from deepclust_jax.algorithms import (
     contrastive,
     dcn,
     dec,
+    deep_cluster,
     dkm,
     info_max,
     n2d,
@@ -34,7 +35,7 @@ from deepclust_jax.types import Algorithm, Array, Key, State
 METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
-    "next_token": next_token,
+    "deep_cluster": deep_cluster, "next_token": next_token,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -145,16 +146,20 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
 
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method in ("rotation", "next_token"):
+    if method.method in ("rotation", "deep_cluster", "next_token"):
         rate = training.learning_rate
-        if method.method == "next_token":
+        if method.method != "rotation":
             del common["precision"]
+        if method.method == "next_token":
             common |= {"filled": filled}
+        if method.method == "deep_cluster":
+            common |= {"n_classes": min(10 * options.data.n_clusters, max(shape[0] // 4, 1))}
         module = METHODS[method.method]
         optimizer = optax.adam(falling(rate, training.epochs))
         own = module.Config(**common, learning_rate=rate)
         algorithm = module.build(own, shape[1:], optimizer=optimizer, augment=change)
-        return [Phase("train", 0, algorithm, training.epochs, 0, True)]
+        every = 1 if method.method == "deep_cluster" else 0
+        return [Phase("train", 0, algorithm, training.epochs, every, True)]
     if method.method == "autoencoder":
         return [encoder_phase("train", training.learning_rate, training.epochs, change)]
     own = {"learning_rate": training.learning_rate}
@@ -445,8 +450,8 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         )
     if method.method == "next_token":
         return _check_next_token(network, row)
-    if method.method == "rotation":
-        return _check_rotation(network, row)
+    if method.method in ("rotation", "deep_cluster"):
+        return _check_blocks(method.method, network, row)
     if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
         wish = "--augment affine" if method.augment == "affine" else "--network conv"
         raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
@@ -469,19 +474,21 @@ def _check_next_token(network: config.Network, row: tuple[int, ...]) -> None:
         raise config.ConfigError(f"--network, --hidden and --embed-dim: {error}") from None
 
 
-def _check_rotation(network: config.Network, row: tuple[int, ...]) -> None:
-    if len(row) != 3 or row[0] != row[1]:
+def _check_blocks(method: str, network: config.Network, row: tuple[int, ...]) -> None:
+    if method == "rotation" and (len(row) != 3 or row[0] != row[1]):
         raise config.ConfigError(
             "--method rotation needs square images [h, h, c], which turn into themselves, "
             f"found rows of shape {row}; cut or pad them"
         )
+    if len(row) != 3:
+        raise config.ConfigError(f"--method {method} needs images, found rows of shape {row}")
     if (network.network, network.precision) != ("conv", "float32"):
         raise config.ConfigError(
-            "--method rotation needs --network conv and --precision float32, found "
+            f"--method {method} needs --network conv and --precision float32, found "
             f"{network.network} and {network.precision}"
         )
-    nets = rotation.build_nets(rotation.Config(hidden=network.hidden), row)
-    axes = rotation.fewest_features(nets, row)
+    module = METHODS[method]
+    axes = module.most_axes(module.build_nets(module.Config(hidden=network.hidden), row), row)
     if network.embed_dim > axes:
         raise config.ConfigError(
             f"expected --embed-dim <= {axes}, the features of the network, found "

@@ -32,8 +32,10 @@ README = ROOT / "README.md"
 
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
+# Networks of their own, from which nothing else starts.
+_OWN = ("rotation", "deep_cluster", "next_token")
 # Trained from nothing, in one phase.
-_ALONE = ("autoencoder", "contrastive", "rotation", "next_token")
+_ALONE = ("autoencoder", "contrastive", *_OWN)
 
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
@@ -42,14 +44,15 @@ Row = Literal[
     "autoencoder-float32", "dcn-float32", "n2d-float32", "contrastive", "contrastive-noise",
     "contrastive-affine", "info_max", "info_max-noise", "info_max-affine", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
-    "next_token",
+    "deep_cluster", "deep_cluster-affine", "next_token",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
     "n2d", "n2d-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
-    "info_max-affine", "rotation", "next_token", "autoencoder-paper",
+    "info_max-affine", "rotation", "deep_cluster", "deep_cluster-affine", "next_token",
+    "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -91,11 +94,11 @@ class Options:
     """Data sets by name."""
 
     rows: tuple[Row, ...] = ROWS
-    """Rows of the table. kmeans is on the rows as they are; all others but autoencoder, rotation,
-    contrastive and next_token start from one of these of the same seed. affine turns and shifts
-    images at random while they train; merge finds the number of clusters. affine is left out where
-    there are no images, rotation also where they are not square, next_token where there are no
-    texts."""
+    """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
+    info_max start from an autoencoder or contrastive features of the same seed. affine turns and
+    shifts images at random while they train; merge finds the number of clusters. affine and
+    deep_cluster are left out where there are no images, rotation also where they are not square,
+    next_token where there are no texts."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -135,7 +138,7 @@ def main(args: list[str] | None = None) -> int:
         rows = []
         for row in options.rows:
             shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
-            if {"affine", "rotation"} & set(parts) and dataset.kind != "image":
+            if {"affine", "rotation", "deep_cluster"} & set(parts) and dataset.kind != "image":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no images")
             elif "next_token" in parts and dataset.kind != "text":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no texts")
@@ -168,7 +171,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     from deepclust_jax import config
 
     method, *changes = row.split("-")
-    is_float32 = "float32" in changes or method in (*_ON_PAIRS, "rotation", "next_token")
+    is_float32 = "float32" in changes or method in (*_ON_PAIRS, *_OWN)
     k = None if "merge" in changes else dataset.n_clusters
     return config.resolve(
         config.Options(
@@ -189,9 +192,9 @@ def cell_options(dataset: Any, row: str) -> Any:
 
 def start_row(row: str) -> str:
     """The row that a row starts from: an autoencoder or contrastive features; its own where it is
-    one of these, rotation or next_token."""
+    one of these or has a network of its own."""
     method, *changes = row.split("-")
-    if method in ("rotation", "next_token"):
+    if method in _OWN:
         return row
     if method in _ON_PAIRS:
         return "-".join(["contrastive", *(c for c in changes if c != "merge")])
@@ -416,7 +419,7 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, next_token and those marked float32. "
+        "rotation, deep_cluster, next_token and those marked float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

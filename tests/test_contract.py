@@ -16,6 +16,7 @@ from deepclust_jax.algorithms import (
     contrastive,
     dcn,
     dec,
+    deep_cluster,
     dkm,
     info_max,
     n2d,
@@ -50,6 +51,10 @@ ALGORITHMS = {
     ),
     "info_max": (info_max, info_max.Config(**SMALL, n_heads=2)),
     "rotation": (rotation, rotation.Config(**SMALL, n_init=2)),
+    "deep_cluster": (
+        deep_cluster,
+        deep_cluster.Config(**SMALL, n_classes=8, n_init=2),
+    ),
     "next_token": (
         next_token,
         next_token.Config(3, 2, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),

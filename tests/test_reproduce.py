@@ -32,6 +32,10 @@ SHORT = {
         "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 2e-3,
         "decay": 1.0,
     },
+    "deep_cluster": {
+        "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 1e-3,
+        "decay": 1.0,
+    },
     "next_token": {
         "network": "gru", "hidden": (8,), "embed_dim": 4, "batch_size": 32, "epochs": 2,
         "learning_rate": 3e-3, "decay": 1.0,
@@ -164,14 +168,16 @@ def test_kmeans_on_the_rows_is_a_row_of_its_own(folder):
     assert "| digits | kmeans |" in REPRODUCE.quality_table()
 
 
-def test_rotation_is_trained_from_nothing_in_one_phase(folder):
+@pytest.mark.parametrize("row", ["rotation", "deep_cluster-affine"])
+def test_networks_of_their_own_are_trained_from_nothing_in_one_phase(folder, row):
     dataset, labels = data.load("digits")
-    REPRODUCE.train_cells(dataset, labels, "rotation", [0])
-    cell = json.loads(REPRODUCE.cell_file("digits", "rotation", 0).read_text())
+    REPRODUCE.train_cells(dataset, labels, row, [0])
+    cell = json.loads(REPRODUCE.cell_file("digits", row, 0).read_text())
     assert set(cell["seconds"]) == {"train"}
     options = cell["recipe"]["options"]
     assert options["precision"] == "float32" and options["network"] == "conv"
-    assert "| digits | rotation |" in REPRODUCE.quality_table()
+    assert options["augment"] == ("affine" if "affine" in row else "none")
+    assert f"| digits | {row} |" in REPRODUCE.quality_table()
 
 
 def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
@@ -344,7 +350,7 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
 
     monkeypatch.setattr(data, "load", as_table)
     monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained"))
-    rows = ["dcn-affine", "contrastive-affine", "rotation"]
+    rows = ["dcn-affine", "contrastive-affine", "rotation", "deep_cluster"]
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
     found = capsys.readouterr().out
     assert all(f"digits {row}: left out, tabular rows are no images" in found for row in rows)

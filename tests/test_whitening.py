@@ -64,3 +64,9 @@ def test_directions_without_variance_are_not_blown_up():
 def test_more_axes_than_features_are_refused(d):
     with pytest.raises(ValueError, match="axes for 6 features, found"):
         whitening.fit(correlated(), d)
+
+
+def test_a_row_at_the_mean_has_a_gradient():
+    view = whitening.fit(correlated(), 4)
+    found = jax.grad(lambda x: jnp.sum(whitening.apply(view, x)))(view.mean[None, :])
+    assert jnp.isfinite(found).all()

@@ -89,7 +89,7 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     )
 
 
-def fewest_features(nets: Nets, shape: tuple[int, ...]) -> int:
+def most_axes(nets: Nets, shape: tuple[int, ...]) -> int:
     """Features of the block that has the fewest: as many principal axes can all blocks have."""
 
     def of_blocks(x):
@@ -157,7 +157,7 @@ def build(
     n_blocks = len(config.hidden)
     if config.block is not None and not 1 <= config.block <= n_blocks:
         raise ValueError(f"expected a block of 1 to {n_blocks}, found {config.block}")
-    fewest = fewest_features(nets, shape)
+    fewest = most_axes(nets, shape)
     if config.embed_dim > fewest:
         raise ValueError(
             f"expected embed_dim <= {fewest}, the features of a block, found {config.embed_dim}"

@@ -380,8 +380,9 @@ def means(totals: Totals, otherwise: Array) -> Array:
 
 def to_unit_length(x: Array, otherwise: Array) -> Array:
     """Rows over their lengths; for rows of length 0 those given otherwise. [n, d]."""
-    length = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return jnp.where(length > 0, x / jnp.where(length > 0, length, 1.0), otherwise)
+    squares = jnp.sum(x**2, axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.where(squares > 0, squares, 1.0))  # the root of 0 has no derivative
+    return jnp.where(squares > 0, x / length, otherwise)
 
 
 def over_devices(tree, axis):

@@ -54,6 +54,20 @@ def of_rotation(
     return report
 
 
+def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
+    """How much the last classes of each run agree with those before, and how many are in use.
+
+    `used` is exp(entropy of the sizes) over their number; a share below a tenth is a collapse.
+    """
+    sizes = np.asarray(trained.state.sizes, np.float64)
+    share = sizes / sizes.sum(axis=1, keepdims=True)
+    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
+    return {
+        "agreement": scores.summary(np.asarray(trained.state.agreement)),
+        "used": scores.summary(np.exp(entropy) / sizes.shape[1]),
+    }
+
+
 _GIVEN = 8  # tokens of a document that a text begins with
 
 

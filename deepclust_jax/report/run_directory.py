@@ -61,6 +61,8 @@ def write(
             }
     if options.method.method == "rotation":
         report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
+    if options.method.method == "deep_cluster":
+        report["pretext"] = pretext.of_deep_cluster(trained)
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset.x, trained)
     chosen = report["chosen"]["run"]

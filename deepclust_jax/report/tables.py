@@ -57,7 +57,8 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
-    """How well texts are told; or turns, in all and by class, and the clusters of every block."""
+    """How well texts are told, what became of the classes of deep_cluster, or how well turns are
+    told, in all and by class, and the clusters of every block."""
     if found is None:
         return []
     if "perplexity" in found:
@@ -65,6 +66,13 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         return [
             f"perplexity, {found['rows']}: {own}; by frequency {_number(found['by_frequency'])}"
         ]
+    if "used" in found:
+        used, agreement = (_row("", found[name], [], _percent)[1] for name in ("used", "agreement"))
+        lines = [f"classes in use [%]: {used}; agreement with those before [%]: {agreement}"]
+        collapsed = [s for s, value in enumerate(found["used"]["values"]) if value < 0.1]
+        if collapsed:
+            lines.append(f"collapsed, few classes have most rows: runs {collapsed}")
+        return lines
     overall = _row("", found["accuracy"], [], _percent)[1]
     lines = [f"turns found [%], {found['rows']}: {overall}"]
     if "by_class" in found:
