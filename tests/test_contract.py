@@ -28,14 +28,9 @@ from deepclust_jax.types import Algorithm, Batch
 
 SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
 ALGORITHMS = {
-    "autoencoder": (autoencoder, autoencoder.Config(**SMALL, n_init=2)),
-    "autoencoder adaptive": (
-        autoencoder,
-        autoencoder.Config(**SMALL, n_init=2, metric="adaptive"),
-    ),
+    "autoencoder": (autoencoder, autoencoder.Config(**SMALL, n_init=2, metric="adaptive")),
     "dcn": (dcn, dcn.Config(**SMALL)),
-    "dkm": (dkm, dkm.Config(**SMALL, alpha=10.0)),
-    "dkm annealed": (dkm, dkm.Config(**SMALL, alpha=0.1, annealed=True, epochs_per_alpha=1)),
+    "dkm": (dkm, dkm.Config(**SMALL, alpha=0.1, annealed=True, epochs_per_alpha=1)),
     "idec": (dec, dec.Config(**SMALL)),  # DEC is the same without a decoder: test_dec.py
     "vade": (vade, vade.Config(**SMALL, n_init=2)),
     "n2d": (

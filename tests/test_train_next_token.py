@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
+from test_scripts import CLUSTER, ROOT, TRAIN, call, done, refused, script
 
-from deepclust_jax import run
+from deepclust_jax import run, train
 from deepclust_jax.report import baselines
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -70,27 +70,24 @@ def test_new_documents_are_labelled_by_a_stored_run(run_of_texts, texts, tmp_pat
     np.testing.assert_array_equal(found, np.load(out / "labels.npy"))
 
 
-def test_a_stopped_run_goes_on_as_one_that_was_not(texts, tmp_path, monkeypatch):
-    args = ["--data", texts, *SMALL, "--seeds", "1"]
-    done(NEXT_TOKEN, *args, "--out", tmp_path / "whole")
+def test_a_stopped_run_goes_on_as_one_that_was_not(run_of_texts, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_SAVE_EVERY", 0.0)
-    stopped = run.train.fit
+    whole, out = train.fit, tmp_path / "part"
 
     def fit(*args, on_epoch, **options):
         def stop(epoch, *more):
             on_epoch(epoch, *more)
             raise KeyboardInterrupt
 
-        return stopped(*args, on_epoch=stop, **options)
+        return whole(*args, on_epoch=stop, **options)
 
-    monkeypatch.setattr(run.train, "fit", fit)
-    from test_scripts import call
-
-    assert call(NEXT_TOKEN, *args, "--out", tmp_path / "part").code == 130
-    monkeypatch.setattr(run.train, "fit", stopped)
-    done(NEXT_TOKEN, "--resume", "--out", tmp_path / "part")
-    whole, part = (np.load(tmp_path / name / "embeddings.npy") for name in ("whole", "part"))
-    np.testing.assert_array_equal(whole, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", fit)
+        args = ["--data", texts, *SMALL, "--held-out", "12", "--out", out]
+        assert call(NEXT_TOKEN, *args).code == 130
+    done(NEXT_TOKEN, "--resume", "--out", out)
+    for name in ("embeddings.npy", "labels_all.npy"):
+        np.testing.assert_array_equal(np.load(out / name), np.load(run_of_texts[0] / name))
 
 
 @pytest.mark.parametrize(
