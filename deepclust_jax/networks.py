@@ -416,7 +416,7 @@ def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> 
     """
     if kind not in ("gru", "transformer"):
         raise ValueError(f"expected network 'gru' or 'transformer', found {kind!r}")
-    if kind == "transformer" and (len(set(widths)) > 1 or widths[0] % max(widths[0] // 64, 1)):
+    if kind == "transformer" and (len(set(widths)) > 1 or (widths[0] > 64 and widths[0] % 64)):
         raise ValueError(
             f"expected one width for all layers of a transformer, below 64 or a multiple of it, "
             f"found {tuple(widths)}"

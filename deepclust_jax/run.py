@@ -30,6 +30,7 @@ from deepclust_jax.algorithms import (
     vade,
 )
 from deepclust_jax.clustering import neighbors
+from deepclust_jax.data import tokens
 from deepclust_jax.types import Algorithm, Array, Key, State
 
 METHODS = {
@@ -250,6 +251,8 @@ def execute(
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
     if options.method.likelihood == "bernoulli":
         _check_unit_range(x)
+    if options.method.method == "next_token":
+        _check_tokens(x)
     goes_on = folder is not None and any(checkpoint.latest(folder / p) is not None for p in PHASES)
     if options.data.scaling == "none" and not goes_on:
         _check_deviation(x)
@@ -392,8 +395,8 @@ def write_options(
     values = {k: v for k, v in config.flatten(options).items() if k not in FREE}
     asked = config.flatten(given)
     kept = [k for k in before.get(config.DERIVED, []) if before.get(k) == config.plain(values[k])]
-    values[config.DERIVED] = [
-        k for k in values if values[k] is not None and (asked[k] is None or k in kept)
+    values[config.DERIVED] = [  # a scaling is derived from "auto", all else from None
+        k for k in values if (asked[k] in (None, "auto") and values[k] != asked[k]) or k in kept
     ]
     with (folder / config.FILE).open("x", encoding="utf-8") as file:
         try:
@@ -506,6 +509,16 @@ def _check_unit_range(x: Any) -> None:
         raise config.ConfigError(
             "--likelihood bernoulli needs rows in 0..1, found "
             f"{some.min():g} to {some.max():g}; take gaussian or --scaling range"
+        )
+
+
+def _check_tokens(x: Any) -> None:
+    some = np.asarray(x)
+    is_whole = (some == np.floor(some)).all() and (some[:, 0] == tokens.START).all()
+    if not is_whole or some.min() < 0 or some.max() >= tokens.VOCABULARY:
+        raise config.ConfigError(
+            "--method next_token needs rows of tokens, found other numbers; take --scaling tokens, "
+            'from Python data.load(..., scaling="tokens")'
         )
 
 

@@ -24,7 +24,7 @@ from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, State
 # What a run draws from its key, one stream for each purpose.
 _INIT, _ORDER, _STEP, _REFRESH, _PARTNER = range(5)
 
-_BLOCK = 4096  # rows at most that `embed` puts on the device at once
+_BLOCK = 1024  # rows at most that `embed` puts on the device at once
 
 
 class Diverged(RuntimeError):

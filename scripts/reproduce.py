@@ -132,6 +132,8 @@ def main(args: list[str] | None = None) -> int:
     for name in options.data:
         try:
             dataset, labels = data.load(name)
+            reads = "next_token" in options.rows and dataset.kind == "text"
+            read = data.load(name, scaling="tokens")[0] if reads else None
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -153,8 +155,7 @@ def main(args: list[str] | None = None) -> int:
                 seeds = [seed for seed in group if not is_done(dataset, row, seed)]
                 try:
                     if seeds:
-                        read = data.load(name, scaling="tokens")[0] if row == "next_token" else None
-                        train_cells(read or dataset, labels, row, seeds)
+                        train_cells(read if row == "next_token" else dataset, labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)

@@ -66,7 +66,7 @@ ALGORITHMS = {
     ),
 }
 # What they cluster once, and no epoch needs.
-AT_ONCE = (n2d, contrastive, info_max, next_token, rotation, vade)
+AT_ONCE = (n2d, contrastive, info_max, next_token, rotation)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(

@@ -30,7 +30,7 @@ def test_any_text_has_numbers():
     assert np.isfinite(rows).all() and (rows[2, 1:] == tokens.PAD).all()
     assert (rows[:, 1:] != tokens.START).all()
     decoded = tokens.decode(settings, rows)
-    assert decoded[0].strip() == strange[0] and decoded[2] == ""
+    assert [text.strip() for text in decoded[:3]] == strange[:3]
 
 
 def test_long_documents_are_cut():
@@ -55,10 +55,10 @@ def test_the_vocabulary_is_a_function_of_the_texts():
 def test_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(data.DataError, match="found no text in 3 documents"):
         tokens.fit(["", "", ""])
-    with pytest.raises(data.DataError, match="tabular takes only the scaling auto, range"):
+    with pytest.raises(data.DataError, match="are of texts, found tabular data"):
         preprocessing.fit(np.eye(3), "tabular", "tokens")
     np.save(tmp_path / "x.npy", np.eye(3))
-    with pytest.raises(data.DataError, match="takes only the scaling auto"):
+    with pytest.raises(data.DataError, match="are of texts, found tabular data"):
         data.load(tmp_path / "x.npy", scaling="tokens")
 
 

@@ -39,6 +39,11 @@ def test_it_is_the_mean_index_of_every_two_halves():
     np.testing.assert_allclose(float(found), np.mean(every), atol=1e-5)
 
 
+def test_rows_at_one_place_are_not_stable():
+    """Trap: features that are all the same agree with themselves in every half."""
+    assert float(stability.of_halves(KEY, jnp.ones((40, 3)), 4)) == 0.0
+
+
 def test_more_clusters_than_half_of_the_rows_are_refused():
     with pytest.raises(ValueError, match=r"expected 1 <= n_clusters <= 5 \(the rows\), found 6"):
         stability.of_halves(KEY, jnp.zeros((10, 2)), 6)

@@ -3,11 +3,13 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, call, done, refused, script
 
-from deepclust_jax import run, train
+from deepclust_jax import config, data, run, train
+from deepclust_jax.algorithms import next_token
 from deepclust_jax.report import baselines
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -33,12 +35,17 @@ def run_of_texts(texts, tmp_path_factory):
     return out, done(NEXT_TOKEN, "--data", texts, *SMALL, "--held-out", "12", "--out", out)
 
 
-def test_perplexity_words_and_written_texts_are_reported(run_of_texts):
+def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     out, printed = run_of_texts
     report = json.loads((out / "report.json").read_text())
     found = report["pretext"]
     assert found["rows"] == "rows held out" and len(found["perplexity"]["values"]) == 2
-    assert all(1.0 < value < 5000 for value in found["perplexity"]["values"])
+    made, x = run.restore(out), data.load(texts, scaling="tokens")[0].x
+    nets = next_token.build_nets(next_token.Config(hidden=(16,)), x.shape[1:])
+    state = jax.tree.map(lambda leaf: leaf[1], made.state)
+    _, total, told = next_token.vectors(state.params["encoder"], x[-12:], nets.language)
+    wanted = float(np.exp(total.sum() / told.sum()))
+    assert found["perplexity"]["values"][1] == pytest.approx(wanted, rel=1e-4)
     mean, guess = (f"{v:#.4g}" for v in (found["perplexity"]["mean"], found["by_frequency"]))
     assert f"perplexity, rows held out: {mean.rstrip('.')} ± " in printed
     assert f"by frequency {guess.rstrip('.')}" in printed
@@ -50,17 +57,26 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts):
     assert samples.count("Words: ") == len(sizes)
 
 
+def test_another_method_takes_the_options_but_not_the_tokens(run_of_texts):
+    file = run_of_texts[0] / "config.json"
+    again = config.resolve(config.parse(["--config", str(file)]))
+    assert (again.data.scaling, again.training.batch_size) == ("tokens", 32)
+    other = config.resolve(config.parse(["--config", str(file), "--method", "autoencoder"]))
+    assert (other.data.scaling, other.training.batch_size) == ("auto", 256)
+    assert other.network.network == "mlp" and other.training.epochs == 2  # which was given
+
+
 def test_perplexity_by_frequency_is_that_of_counts():
     from deepclust_jax.report import pretext
 
     trained_on = np.float32([[1, 2, 2, 3], [1, 2, 0, 0]])
-    counts = np.ones(4096)
+    counts = np.ones(12)
     counts[[2, 3]] += [3, 1]
     counts[:2] = 0
     p = counts / counts.sum()
     rows = np.float32([[1, 3, 2, 9, 0]])
     wanted = np.exp(-np.mean(np.log(p[[3, 2, 9]])))
-    assert pretext._by_frequency(trained_on, rows) == pytest.approx(wanted)
+    assert pretext._by_frequency(trained_on, rows, 12) == pytest.approx(wanted)
 
 
 def test_new_documents_are_labelled_by_a_stored_run(run_of_texts, texts, tmp_path):
@@ -112,7 +128,10 @@ def test_what_cannot_work_is_refused_before_it_begins(texts, tmp_path, args, wor
     [
         (["--method", "dec", "--network", "gru"], "expected --network gru or transformer beside"),
         (["--method", "dec", "--scaling", "tokens"], "expected --scaling tokens beside --method"),
-        (["--method", "next_token", "--data", "digits"], "takes only the scaling auto"),
+        (
+            ["--method", "next_token", "--data", "digits"],
+            "next_token) are of texts, found image data",
+        ),
         (["--method", "next_token", "--scaling", "none"], "expected --scaling tokens beside"),
     ],
 )

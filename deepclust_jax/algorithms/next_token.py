@@ -1,5 +1,5 @@
-"""Next-token prediction: a network that reads texts and tells how they go on, then spherical
-k-means on what it remembers of them (Bengio et al. 2003, "A Neural Probabilistic Language Model";
+"""Next-token prediction: a network that reads texts and tells how they go on, then k-means on what
+it remembers of them (Bengio et al. 2003, "A Neural Probabilistic Language Model";
 here a recurrent network or a transformer).
 
     minimise  mean_t -log p(w_t | w_1 .. w_{t-1})                  exp of which is the perplexity
@@ -91,11 +91,13 @@ def windows(x: Array) -> Array:
 def pack(x: Array, mask: Array, filled: float) -> Array:
     """Documents [b, t] one behind the other without padding, cut into windows. -> int32 [m, 64].
 
-    Windows for a tenth more than `filled`, the usual share of numbers that are no padding; what is
-    over is left out of this step. Rows outside the mask are padding.
+    Windows for `filled`, the usual share of numbers that are no padding, and more the fewer the
+    rows, whose lengths differ; what is over is left out of this step. Rows outside the mask are
+    padding.
     """
+    room = min((1.0 + 1.5 / np.sqrt(len(x))) * filled, 1.0)
     tokens = jnp.where(mask[:, None] > 0, x.astype(jnp.int32), PAD).reshape(-1)
-    m = -(-int(np.ceil(min(1.1 * filled, 1.0) * tokens.size)) // WINDOW)
+    m = -(-int(np.ceil(room * tokens.size)) // WINDOW)
     tokens = tokens[jnp.argsort(tokens == PAD, stable=True)][: m * WINDOW]
     return jnp.pad(tokens, (0, m * WINDOW - len(tokens)), constant_values=PAD).reshape(m, WINDOW)
 
@@ -165,7 +167,7 @@ def loss(
 def generate(
     key: Key, state: State, tokens: Array, nets: Nets, *, given: int, temperature: float = 0.7
 ) -> Array:
-    """Windows whose first `given` tokens stay and whose others are drawn one after another.
+    """Windows whose first `given` tokens stay, but for padding; the others are drawn in turn.
 
     int32 [m, 64] -> int32 [m, 64]. PAD and START are not drawn. At a temperature near 0 it is
     always the most probable token.
@@ -178,9 +180,10 @@ def generate(
         logits = language.logits(params, before) / temperature
         logits = logits.at[:, jnp.array([PAD, START])].set(-jnp.inf)
         drawn = jax.random.categorical(jax.random.fold_in(key, t), logits)
-        return tokens.at[:, t].set(drawn)
+        stays = (t < given) & (tokens[:, t] != PAD)
+        return tokens.at[:, t].set(jnp.where(stays, tokens[:, t], drawn))
 
-    return jax.lax.fori_loop(given, tokens.shape[1], draw, tokens)
+    return jax.lax.fori_loop(1, tokens.shape[1], draw, tokens)
 
 
 def build(

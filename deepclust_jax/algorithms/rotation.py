@@ -12,8 +12,8 @@ The last block knows about turns, those before it about shapes (their section 4.
 every block go to k-means: means over a grid of parts of the picture, whitened along their principal
 axes and of unit length. `refresh` does that; call it once, after training. The block that labels is
 `config.block`, or where that is None the one whose clusters are found again most surely in other
-rows (`stability.of_halves`); no label decides. Clusters of the last block are tightest, and worst
-where they are of turns.
+rows (`stability.of_halves`), or the first where half of the rows are fewer than k; no label
+decides. Clusters of the last block are tightest, and worst where they are of turns.
 
 The task cannot work where turned images look alike (digits 0, 1 and 8) or where classes differ by
 a turn (6 and 9). Deviations: group instead of batch normalisation, Adam, and far smaller networks.
@@ -200,10 +200,12 @@ def build(
             found = kmeans.fit(jax.random.fold_in(key, i), z, k, n_init=config.n_init)
             views.append(view)
             centroids.append(found.centroids)
-            if config.block is None:  # the same halves for all blocks
-                some = z[:: -(-len(x) // _COMPARED)]
-                stable.append(stability.of_halves(key, some, k, n_init=config.n_init))
-        chosen = jnp.argmax(jnp.stack(stable)) if stable else config.block - 1
+            some = z[:: -(-len(x) // _COMPARED)]
+            if config.block is None and k <= len(some) // 2:
+                # The same halves for all blocks.
+                half_key = jax.random.fold_in(key, n_blocks)
+                stable.append(stability.of_halves(half_key, some, k, n_init=config.n_init))
+        chosen = jnp.argmax(jnp.stack(stable)) if stable else (config.block or 1) - 1
         return state.replace(
             views=tuple(views), centroids=jnp.stack(centroids), block=jnp.int32(chosen)
         )

@@ -171,7 +171,8 @@ def _among_all(queries, x, own, *, k, n_others) -> Neighbors:
 
 def _remeasured(queries, x, own, found, is_sure) -> Neighbors:
     """`found` [b, k], and by differences from all rows of x where it is not sure [b]."""
-    k, size = found.index.shape[1], min(_AGAIN, len(queries))
+    scores = _SCORES.get(jax.default_backend(), 2**26)
+    k, size = found.index.shape[1], min(_AGAIN, max(scores // len(x), 1), len(queries))
 
     def sqdist_of(query, own):
         sqdist = jnp.sum((query[None, :] - x) ** 2, axis=1)

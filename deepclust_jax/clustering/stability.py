@@ -31,7 +31,8 @@ def of_halves(
     """Mean adjusted Rand index of k-means fitted to random halves of the rows. [n, d] -> [], <= 1.
 
     Every two of `n_halves` halves are compared, each by the nearest of its centroids to all rows.
-    The halves depend on the key alone, not on rows or clusters. `n_active` is that of `kmeans.fit`.
+    A half in which all rows are in one cluster agrees with none: 0. The halves depend on the key
+    alone, not on rows or clusters. `n_active` is that of `kmeans.fit`.
 
     Raises:
         ValueError: as `kmeans.fit`, for half of the rows.
@@ -50,4 +51,6 @@ def of_halves(
     labels = jax.lax.map(clusters, keys)
     index = partial(ari_jax, n_classes=n_clusters, n_clusters=n_clusters)
     first, second = np.triu_indices(n_halves, 1)
-    return jnp.mean(jax.vmap(index)(labels[first], labels[second]))
+    is_one = jnp.all(labels == labels[:, :1], axis=1)
+    either = is_one[first] | is_one[second]
+    return jnp.mean(jnp.where(either, 0.0, jax.vmap(index)(labels[first], labels[second])))

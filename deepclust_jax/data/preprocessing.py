@@ -84,6 +84,8 @@ def check_options(kind: str | None, scaling: str) -> None:
     known = ("auto", *scalings.SCALINGS, "tokens")
     if scaling not in known:
         raise DataError(f"unknown scaling {scaling!r}; expected {', '.join(known)}")
+    if scaling == "tokens" and kind not in (None, "text"):
+        raise DataError(f"tokens (of --method next_token) are of texts, found {kind} data")
     takes = {"text": ("auto", "tokens"), "audio": ("auto",)}.get(kind, ("auto", *scalings.SCALINGS))
     if kind is not None and scaling not in takes:
         raise DataError(f"{kind} takes only the scaling {', '.join(takes)}, found {scaling!r}")

@@ -75,9 +75,9 @@ def _stored(settings):
 
 
 def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    # A start in the text itself is text.
+    tokenizer.encode_special_tokens = True  # a <start> in the text itself is text
     found = tokenizer.encode_batch_fast([_clean(text) for text in texts], add_special_tokens=False)
-    return [[number for number in one.ids if number > START] for one in found]
+    return [one.ids for one in found]
 
 
 def _clean(text: str) -> str:

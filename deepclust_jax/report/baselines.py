@@ -2,17 +2,19 @@
 these are tokens on the TF-IDF features of the texts, and the autoencoder or contrastive features
 that its joint training began with."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import run, stream, train
 from deepclust_jax.clustering import kmeans
-from deepclust_jax.data import Dataset, preprocessing
+from deepclust_jax.data import DataError, Dataset, preprocessing
 from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
-TEXTS = "spherical k-means on TF-IDF and SVD"
+TEXTS = "k-means on TF-IDF and SVD"
 START = "start, before joint training"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
@@ -24,13 +26,13 @@ def labels_of(
 ) -> dict[str, np.ndarray]:
     """Clusters under every baseline for keys [S], by its name. -> int [S, n] each."""
     x = dataset.x
-    if dataset.preprocessing.settings.get("scaling") == "tokens":
-        features = preprocessing.fit(dataset.raw, "text")  # of one length, that of data/text.py
-        found = {
-            TEXTS: kmeans_of_rows(keys, preprocessing.apply(features, dataset.raw), n_clusters)
-        }
+    found = {}
+    if dataset.preprocessing.settings.get("scaling") != "tokens":
+        found[ROWS] = kmeans_of_rows(keys, x, n_clusters)
     else:
-        found = {ROWS: kmeans_of_rows(keys, x, n_clusters)}
+        with contextlib.suppress(DataError):  # tokens may be all that these texts have
+            features = preprocessing.apply(preprocessing.fit(dataset.raw, "text"), dataset.raw)
+            found[TEXTS] = kmeans_of_rows(keys, features, n_clusters)
     if trained.start is not None:
         found[START] = train.embed(*trained.start, x)[1]
     return found

@@ -71,12 +71,16 @@ def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
 _GIVEN = 8  # tokens of a document that a text begins with
 
 
-def of_next_token(options: config.Options, x: np.ndarray, trained: run.Trained) -> dict[str, Any]:
-    """The perplexity of documents x [n, t] under each run, and that of a guess by frequency alone.
+def of_next_token(
+    options: config.Options, dataset: Dataset, trained: run.Trained
+) -> dict[str, Any]:
+    """The perplexity of documents under each run, and that of a guess by frequency alone.
 
-    Of rows held out of training, where there are some; else of those trained on. Perplexities are
-    of sub-words: of other vocabularies they cannot be compared.
+    Of rows held out of training, where there are some (but not of the vocabulary, which is learnt
+    from all); else of those trained on. Perplexities are of sub-words: of other vocabularies they
+    cannot be compared.
     """
+    x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
     nets, held_out = _reader(options, x.shape[1:]), options.data.held_out
     rows = x[-held_out:] if held_out else x
     told = jax.jit(lambda params, x: next_token.vectors(params, x, nets.language)[1:])
@@ -92,7 +96,7 @@ def of_next_token(options: config.Options, x: np.ndarray, trained: run.Trained) 
     return {
         "rows": "rows held out" if held_out else "rows trained on",
         "perplexity": scores.summary(perplexities),
-        "by_frequency": _by_frequency(x[:-held_out] if held_out else x, rows),
+        "by_frequency": _by_frequency(x[:-held_out] if held_out else x, rows, vocabulary),
     }
 
 
@@ -114,10 +118,11 @@ def _reader(options: config.Options, shape: tuple[int, ...]) -> next_token.Nets:
     return next_token.build_nets(own, shape)
 
 
-def _by_frequency(trained_on: np.ndarray, rows: np.ndarray) -> float:
-    """Perplexity of tokens that are guessed by how often they are, each once more than seen."""
-    counts = 1.0 + np.bincount(trained_on.astype(int).ravel(), minlength=tokens.VOCABULARY)
+def _by_frequency(trained_on: np.ndarray, rows: np.ndarray, vocabulary: int) -> float:
+    """Perplexity of the tokens that a network tells, guessed by how often they are, each once more
+    than seen."""
+    counts = 1.0 + np.bincount(trained_on.astype(int).ravel(), minlength=vocabulary)
     counts[[tokens.PAD, tokens.START]] = 0.0
-    own = rows.astype(int).ravel()
+    own = rows[:, np.arange(rows.shape[1]) % tokens.WINDOW > 0].astype(int).ravel()
     own = own[counts[own] > 0]
     return float(np.exp(np.mean(np.log(counts.sum() / counts[own])))) if len(own) else 1.0

@@ -64,7 +64,7 @@ def write(
     if options.method.method == "deep_cluster":
         report["pretext"] = pretext.of_deep_cluster(trained)
     if options.method.method == "next_token":
-        report["pretext"] = pretext.of_next_token(options, dataset.x, trained)
+        report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, k)
@@ -116,7 +116,11 @@ def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
     options = run.read_options(folder)
     kind = None if options.data.kind == "auto" else options.data.kind
     _, labels = data.load(
-        options.data.data, labels=options.data.labels, kind=kind, limit=options.data.limit
+        options.data.data,
+        labels=options.data.labels,
+        kind=kind,
+        scaling=options.data.scaling,
+        limit=options.data.limit,
     )
     if labels is not None and len(labels) != len(z):
         raise config.ConfigError(
