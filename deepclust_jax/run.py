@@ -366,7 +366,8 @@ def restore(folder: Path) -> Restored:
         raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
     except (ValueError, KeyError, TypeError):
         raise config.ConfigError(f"{folder}/report.json is damaged; --resume makes it") from None
-    phase = phases(options, shape)[-1]
+    trained_on = (shape[0] - options.data.held_out, *shape[1:])  # which shapes of states go by
+    phase = phases(options, trained_on)[-1]
     store = folder / "checkpoint" / phase.name
     state = load_state(store, phase, seed_keys(options), shape[1:])
     return Restored(options, phase.algorithm, state, shape[1:], chosen)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 from test_scripts import TRAIN, done, refused
 
-from deepclust_jax import metrics, train
+from deepclust_jax import metrics, run, train
 from deepclust_jax.algorithms import deep_cluster
 from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.report import tables
@@ -148,6 +148,14 @@ def test_digits_settle_and_all_classes_stay_in_use():
 def test_what_cannot_work_is_refused(change, shape, words):
     with pytest.raises(ValueError, match=words):
         deep_cluster.build(dataclasses.replace(SMALL, **change), shape)
+
+
+def test_a_run_with_rows_held_out_can_be_restored(tmp_path):
+    """There are as many classes as the rows that trained allow."""
+    args = ["--method", "deep_cluster", "--limit", "60", "--held-out", "20", "--n-clusters", "2"]
+    args += ["--hidden", "8", "--embed-dim", "4", "--epochs", "1", "--seeds", "1"]
+    done(TRAIN, *args, "--out", tmp_path / "run")
+    assert run.restore(tmp_path / "run").state.classes.shape == (1, 10, 4)
 
 
 def test_a_run_reports_its_classes_and_a_collapse(tmp_path, monkeypatch):
