@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -323,6 +323,15 @@ def conv_blocks(widths: Sequence[int]) -> Network:
     Each block halves height and width, rounded up, and has group normalisation and ReLU.
     """
     return _network(_Blocks(tuple(widths)))
+
+
+def outputs(network: Network, shape: tuple[int, ...]) -> Any:
+    """What a network gives for one row of `shape`, as shapes: nothing is computed."""
+
+    def of_one(x):
+        return network.apply(network.init(jax.random.key(0), x), x)
+
+    return jax.eval_shape(of_one, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
 def pooled(x: Array, size: int = 1) -> Array:

@@ -253,15 +253,14 @@ def execute(
         _check_unit_range(x)
     if options.method.method == "next_token":
         _check_tokens(x)
-    goes_on = folder is not None and any(checkpoint.latest(folder / p) is not None for p in PHASES)
-    if options.data.scaling == "none" and not goes_on:
-        _check_deviation(x)
     check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
     todo = phases(options, tuple(x.shape), filled=filled)
+    if options.data.scaling == "none" and not any(_begun(folder, phase) for phase in todo):
+        _check_deviation(x)
     seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:
         if len(todo) == 1:

@@ -128,12 +128,13 @@ def main(args: list[str] | None = None) -> int:
             f"error: expected --first < --seeds and --together >= 1, found {found}", file=sys.stderr
         )
         return 2
-    failed = []
+    failed, every = [], range(options.first, options.seeds)
     for name in options.data:
         try:
             dataset, labels = data.load(name)
-            reads = "next_token" in options.rows and dataset.kind == "text"
-            read = data.load(name, scaling="tokens")[0] if reads else None
+            read, reads = None, dataset.kind == "text" and "next_token" in options.rows
+            if reads and not all(is_done(dataset, "next_token", seed) for seed in every):
+                read = data.load(name, scaling="tokens")[0]
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -148,7 +149,6 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
-        every = range(options.first, options.seeds)
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
             for row in rows:

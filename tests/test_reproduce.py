@@ -184,9 +184,10 @@ def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
     file = folder / "texts.jsonl"
     lines = [{"text": f"{('red', 'blue')[i % 2]} {i} of many", "label": i % 2} for i in range(40)]
     file.write_text("\n".join(map(json.dumps, lines)))
-    load = data.dataset.load
+    load, asked = data.dataset.load, []
 
     def named(name, **options):
+        asked.append(options.get("scaling"))
         dataset, labels = load(file, **options)
         return dataclasses.replace(dataset, name=name, n_clusters=2), labels
 
@@ -199,6 +200,7 @@ def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
     assert (options["scaling"], options["network"]) == ("tokens", "gru")
     monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained again"))
     assert REPRODUCE.main(args) == 0
+    assert asked == [None, "tokens", None]  # no vocabulary is learnt where there is all
 
 
 def test_seeds_together_are_the_seeds_alone(folder):

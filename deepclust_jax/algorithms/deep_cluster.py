@@ -88,17 +88,19 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 
 def most_axes(nets: Nets, shape: tuple[int, ...]) -> int:
     """Features of an image: as many principal axes can there be."""
-
-    def of_one(x):
-        return nets.encoder.apply(nets.encoder.init(jax.random.key(0), x), x)
-
-    return jax.eval_shape(of_one, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1]
+    return networks.outputs(nets.encoder, shape).shape[1]
 
 
 def classes_of(state: State, x: Array, nets: Nets) -> Array:
     """The class of each row, as the last `refresh` left them. [b, ...] -> [b] int32."""
     z = whitening.apply(state.view, nets.encoder.apply(state.before["encoder"], x))
     return kmeans.assign(z, state.classes)[0]
+
+
+def used(sizes: Array) -> Array:
+    """exp(entropy of the sizes of classes) over their number, above 0 to 1. [..., m] -> [...]."""
+    share = sizes / jnp.maximum(jnp.sum(sizes, axis=-1, keepdims=True), 1.0)
+    return jnp.exp(losses.entropy(share)) / sizes.shape[-1]
 
 
 def loss(
@@ -113,13 +115,11 @@ def loss(
     weights = jnp.where(batch.mask > 0, batch.mask / jnp.maximum(state.sizes[own], 1.0), 0.0)
     value = losses.masked_mean(cost * weights, batch.mask)
     value = value / jnp.maximum(losses.masked_mean(weights, batch.mask), 1e-30)
-    share = state.sizes / jnp.maximum(jnp.sum(state.sizes), 1.0)
-    used = jnp.exp(losses.entropy(share)) / config.n_classes
     told = (jnp.argmax(logits, axis=1) == own).astype(cost.dtype)
     return value, {
         "told": losses.masked_mean(told, batch.mask),
         "agreement": state.agreement,
-        "used": used,
+        "used": used(state.sizes),
     }
 
 
@@ -166,11 +166,14 @@ def build(
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, {"loss": value, **metrics}
 
-    def refresh(key: Key, state: State, x: Array) -> State:
-        class_key, cluster_key = jax.random.split(key)
-        features = networks.apply_in_blocks(
+    def features_of(state: State, x: Array) -> Array:
+        return networks.apply_in_blocks(
             nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
         )
+
+    def refresh(key: Key, state: State, x: Array) -> State:
+        class_key, cluster_key = jax.random.split(key)
+        features = features_of(state, x)
         view = whitening.fit(features, d)
         z = whitening.apply(view, features)
         found = kmeans.fit(class_key, z, config.n_classes, n_init=1, metric="cosine")
@@ -190,10 +193,7 @@ def build(
         )
 
     def embed(state: State, x: Array) -> Array:
-        features = networks.apply_in_blocks(
-            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
-        )
-        return whitening.apply(state.view, features)
+        return whitening.apply(state.view, features_of(state, x))
 
     def assign(state: State, z: Array) -> Array:
         return kmeans.assign(z, state.centroids)[0]

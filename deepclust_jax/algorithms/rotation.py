@@ -91,12 +91,7 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 
 def most_axes(nets: Nets, shape: tuple[int, ...]) -> int:
     """Features of the block that has the fewest: as many principal axes can all blocks have."""
-
-    def of_blocks(x):
-        return nets.blocks.apply(nets.blocks.init(jax.random.key(0), x), x)
-
-    found = jax.eval_shape(of_blocks, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return min(block.shape[1] for block in found)
+    return min(block.shape[1] for block in networks.outputs(nets.blocks, shape))
 
 
 def turns(x: Array) -> Array:

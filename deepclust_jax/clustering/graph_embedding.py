@@ -107,7 +107,8 @@ def candidates(
     """What `cluster` chooses from: all its layouts, on a leading axis [n_layouts]."""
     kmeans.check_key(key)
     kmeans.check(x, 1 if merge else n_clusters, "random", n_layouts, 1, None, None)
-    merging.check_most(n_clusters)
+    if merge:
+        merging.check_most(n_clusters)
     kmeans.check_finite("x", x)
     whole = all(isinstance(number, int | np.integer) for number in (dim, n_neighbors))
     if not whole or min(dim, n_neighbors) < 1:

@@ -141,8 +141,7 @@ def assign(x: Array, mixture: Mixture) -> Array:
 def posterior(x: Array, mixture: Mixture) -> Array:
     """Probability of each component given the row. [n, d] -> [n, k], rows sum to 1.
 
-    Of a row farther from all than float32 can tell, the same for each that has a weight, but for
-    what weights and covariances say.
+    Of a row farther from all than float32 can tell, what weights and covariances alone say.
     """
     return _rows_and(x, mixture, _SOFTMAX)
 

@@ -1,6 +1,6 @@
 """What a network has learnt from labels that it made itself, beside the clusters it is used for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import config, run, train
-from deepclust_jax.algorithms import next_token, rotation
+from deepclust_jax.algorithms import deep_cluster, next_token, rotation
 from deepclust_jax.data import Dataset, tokens
 from deepclust_jax.report import scores
 
@@ -30,8 +30,7 @@ def of_rotation(
 
     def of_run(s):
         state = jax.tree.map(lambda leaf: leaf[s], trained.state)
-        blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
-        return np.concatenate([found(state, jnp.asarray(block)) for block in blocks])
+        return _in_blocks(lambda x: found(state, x), rows, _BLOCK)
 
     by_image = np.stack([of_run(s) for s in range(len(trained.state.step))])
     report: dict[str, Any] = {
@@ -54,18 +53,22 @@ def of_rotation(
     return report
 
 
+def _in_blocks(function: Callable[[jax.Array], Any], rows: np.ndarray, size: int) -> Any:
+    """What a function gives for all rows [n, ...], `size` of them at a time: arrays [n, ...]."""
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    parts = [jax.device_get(function(jnp.asarray(block))) for block in blocks]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
 def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
     """How much the last classes of each run agree with those before, and how many are in use.
 
-    `used` is exp(entropy of the sizes) over their number; a share below a tenth is a collapse.
+    A share below a tenth is a collapse.
     """
-    sizes = np.asarray(trained.state.sizes, np.float64)
-    share = sizes / sizes.sum(axis=1, keepdims=True)
-    entropy = -np.sum(share * np.log(np.where(share > 0, share, 1.0)), axis=1)
-    return {
-        "agreement": scores.summary(np.asarray(trained.state.agreement)),
-        "used": scores.summary(np.exp(entropy) / sizes.shape[1]),
-    }
+    found = {
+        "agreement": trained.state.agreement, "used": deep_cluster.used(trained.state.sizes)
+    }  # fmt: skip
+    return {name: scores.summary(np.asarray(values)) for name, values in found.items()}
 
 
 _GIVEN = 8  # tokens of a document that a text begins with
@@ -87,10 +90,8 @@ def of_next_token(
 
     def of_run(s):
         params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
-        blocks = [rows[i : i + _DOCUMENTS] for i in range(0, len(rows), _DOCUMENTS)]
-        found = [jax.device_get(told(params, jnp.asarray(block))) for block in blocks]
-        total, count = (np.concatenate(parts).sum() for parts in zip(*found, strict=True))
-        return np.exp(total / max(count, 1.0))
+        total, count = _in_blocks(lambda x: told(params, x), rows, _DOCUMENTS)
+        return np.exp(total.sum() / max(count.sum(), 1.0))
 
     perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
     return {
@@ -101,15 +102,21 @@ def of_next_token(
 
 
 def texts_of_clusters(
-    options: config.Options, dataset: Dataset, trained: run.Trained, s: int, begun: Sequence[int]
-) -> list[str]:
-    """Texts as run s writes them, which begin as the documents with the numbers `begun` do."""
+    options: config.Options,
+    dataset: Dataset,
+    trained: run.Trained,
+    s: int,
+    begun: Mapping[int, int],
+) -> dict[int, str]:
+    """A text for each cluster as run s writes it, which begins as the document of number
+    `begun[cluster]` does."""
     nets = _reader(options, dataset.x.shape[1:])
     state = jax.tree.map(lambda leaf: leaf[s], trained.state)
-    first = next_token.windows(jnp.asarray(dataset.x[np.asarray(begun)]))[:, 0]
+    first = next_token.windows(jnp.asarray(dataset.x[[*begun.values()]]))[:, 0]
     key = run.seed_keys(options)[s]
     go_on = jax.jit(lambda state, x: next_token.generate(key, state, x, nets, given=_GIVEN))
-    return tokens.decode(dataset.preprocessing.settings, np.asarray(go_on(state, first)))
+    written = tokens.decode(dataset.preprocessing.settings, np.asarray(go_on(state, first)))
+    return dict(zip(begun, written, strict=True))
 
 
 def _reader(options: config.Options, shape: tuple[int, ...]) -> next_token.Nets:

@@ -80,10 +80,9 @@ def write(
         report["words"] = words.telling(dataset.raw, found)
         written = {}
         if options.method.method == "next_token":
-            first = [own[0] if len(own) else -1 for own in figures.nearest(found, distances, 1)]
-            begun = {c: row for c, row in enumerate(first) if row >= 0}
-            told = pretext.texts_of_clusters(options, dataset, trained, chosen, [*begun.values()])
-            written = dict(zip(begun, told, strict=True))
+            nearest = figures.nearest(found, distances, 1)
+            begun = {cluster: own[0] for cluster, own in enumerate(nearest) if len(own)}
+            written = pretext.texts_of_clusters(options, dataset, trained, chosen, begun)
         figures.sample_texts(
             folder / "samples.md", dataset.raw, found, distances,
             words=report["words"], written=written,
