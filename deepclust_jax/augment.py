@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from deepclust_jax.data import audio
+from deepclust_jax.data import speech as spoken
 from deepclust_jax.types import Array, Batch, Key
 
 
@@ -109,6 +111,48 @@ def quarter_turn(key: Key, x: Array) -> Array:
         raise ValueError(f"expected a square image [h, h, c], found shape {x.shape}")
     turns = [lambda x, n=n: jnp.rot90(x, n) for n in range(4)]
     return jax.lax.switch(jax.random.randint(key, (), 0, 4), turns, x)
+
+
+def speech(
+    key: Key,
+    x: Array,
+    *,
+    tempo: float = 0.2,
+    ends: float = 0.1,
+    tract: float = 0.15,
+    hidden: float = 0.2,
+    noise: float = 0.6,
+) -> Array:
+    """A word of `--scaling speech` as another voice may say it. [t, c, 1] -> [t, c, 1].
+
+    Each amount is drawn uniformly from plus/minus its bound. Both `ends` move by a share of the
+    length, and its middle by half of `tempo` against them, so that one part is faster and one
+    slower; frequencies are stretched by a factor of 1 + `tract`, the length of a vocal tract
+    (Jaitly & Hinton 2013, "Vocal Tract Length Perturbation"). What this leaves is normalised again.
+    Then up to a share `hidden` of the frames, side by side, is set to the mean, 0 (Park et al.
+    2019, "SpecAugment"), and Gaussian `noise` is added, against deviations of 1.
+
+    Raises:
+        ValueError: x is no word [t, c, 1].
+    """
+    if x.ndim != 3 or x.shape[2] != 1:
+        raise ValueError(f"expected a word [t, c, 1] of coefficients, found shape {x.shape}")
+    x = jnp.asarray(x)
+    (n, c, _), keys = x.shape, jax.random.split(key, 4)
+    transform = spoken.cosines(audio.BANDS, c)
+    draw = jax.random.uniform(keys[0], (4,), minval=-1.0, maxval=1.0)
+    first, last = ends * draw[0], 1.0 - ends * draw[1]
+    share = jnp.linspace(0.0, 1.0, n)
+    share = share + 0.5 * tempo * draw[2] * jnp.sin(jnp.pi * share)
+    bands = spoken.at_places(x[:, :, 0] @ transform.T, (n - 1) * (first + (last - first) * share))
+    places = (1.0 + tract * draw[3]) * jnp.arange(audio.BANDS)
+    word = spoken.normalised(spoken.at_places(bands.T, places).T @ transform)
+    length = hidden * n * jax.random.uniform(keys[1])
+    begin = jax.random.uniform(keys[2]) * (n - length)
+    frames = jnp.arange(n)
+    is_hidden = (frames >= begin) & (frames < begin + length)
+    word = jnp.where(is_hidden[:, None], 0.0, word)
+    return (word + noise * jax.random.normal(keys[3], word.shape, word.dtype))[:, :, None]
 
 
 def noise(key: Key, x: Array, *, scale: Array | float = 0.1) -> Array:

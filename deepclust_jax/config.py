@@ -41,10 +41,16 @@ class Data:
     kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
     """Kind of the rows of a file; auto: by its shape and type."""
 
-    scaling: Literal["auto", "range", "standard", "counts", "none", "tokens"] = "auto"
+    nuisance: str | None = None
+    """File (npy, csv, txt) with another labelling of the rows, such as speakers or batches, that
+    clusters should not follow; used for scores only. None: that which came with the data, if any
+    (the speakers of fsdd)."""
+
+    scaling: Literal["auto", "range", "standard", "counts", "none", "tokens", "speech"] = "auto"
     """range: to 0..1; standard: mean 0 and deviation 1 per feature; counts: gene counts, log, then
-    standard; tokens: texts as numbers of sub-words. auto: range for images, standard for tables,
-    tokens for next_token."""
+    standard; tokens: texts as numbers of sub-words; speech: spoken words stretched to one length,
+    without what is constant in a voice. auto: range for images, standard for tables, tokens for
+    next_token, speech for fsdd."""
 
     limit: int | None = None
     """Use a fixed random part of so many rows. None: all."""
@@ -60,22 +66,24 @@ class Method:
 
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
-        "rotation", "deep_cluster", "next_token",
+        "rotation", "deep_cluster", "next_token", "next_frame",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
     image was turned; deep_cluster: on those that tell many small clusters of images apart;
-    next_token: on those that tell how a text goes on. The others: network and centroids trained
-    together; dec without a decoder, vade with a mixture of Gaussians."""
+    next_token: on those that tell how a text goes on; next_frame: how a sound does. The others:
+    network and centroids trained together; dec without a decoder, vade with a mixture of
+    Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
-    augment: Literal["none", "affine", "noise"] = "none"
+    augment: Literal["none", "affine", "speech", "noise"] = "none"
     """What changes rows while the method trains. affine: random rotation and shift of images, for
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
-    images as they are. noise: for contrastive and info_max with rows of any kind, as large as twice
+    images as they are. speech: words of --scaling speech as other voices may say them. noise: for
+    contrastive and info_max with rows of any kind, as large as twice
     the distance to a neighbour."""
 
     weight: float | None = None
@@ -114,17 +122,17 @@ class Network:
     """The encoder, and the decoder of an autoencoder."""
 
     network: Literal["mlp", "conv", "gru", "transformer"] | None = None
-    """Perceptron, or convolutions for images; of next_token recurrent units or a transformer. None:
-    mlp, of rotation and deep_cluster conv, of next_token gru."""
+    """Perceptron, or convolutions for images; of next_token and next_frame recurrent units or a
+    transformer. None: mlp, of rotation and deep_cluster conv, of next_token and next_frame gru."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
     of contrastive and info_max 512 512. Of rotation and deep_cluster those of their blocks; None:
-    16 32 64. Of next_token those of its layers; None: 128."""
+    16 32 64. Of next_token and next_frame those of their layers; None: 128."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive and info_max 64, of rotation, deep_cluster and
-    next_token 32."""
+    """Width of the code. None: 10, of contrastive and info_max 64, of rotation, deep_cluster,
+    next_token and next_frame 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -212,6 +220,9 @@ _NEXT_TOKEN = {
     "network": "gru", "hidden": (128,), "embed_dim": 32, "batch_size": 32,
     "learning_rate": 3e-3, "decay": 1.0,
 }  # fmt: skip
+_NEXT_FRAME = {
+    "network": "gru", "hidden": (128,), "embed_dim": 32, "learning_rate": 1e-3, "decay": 1.0,
+}  # fmt: skip
 _PRETRAINED_PAIRS = {
     "pretrain_epochs": 40,
     "pretrain_learning_rate": _PAIRS["learning_rate"],
@@ -246,6 +257,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "rotation": {**_BLOCKS, "epochs": 5},
         "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
+        "next_frame": {**_NEXT_FRAME, "epochs": 20},
     },
     "paper": {
         "autoencoder": {
@@ -287,6 +299,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "epochs": 200,
         },
         "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
+        "next_frame": {**_NEXT_FRAME, "hidden": (512, 512, 512), "epochs": 100},
     },
 }
 
@@ -297,7 +310,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # Contrastive features of the same rows still gain from 40 epochs to 100.
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000,
-    "deep_cluster": 1000, "next_token": 1000,
+    "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000,
 }  # fmt: skip
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
@@ -568,7 +581,7 @@ def _description() -> str:
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
         f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and of deep_cluster, "
-        f"{_LEAST_STEPS['next_token']:,} of next_token and "
+        f"{_LEAST_STEPS['next_token']:,} of next_token and of next_frame, and "
         f"{_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

@@ -226,6 +226,39 @@ class _GRU(nn.Module):
         return states.swapaxes(0, 1)
 
 
+class _Frames(nn.Module):
+    kind: str
+    widths: tuple[int, ...]
+    length: int
+    outputs: int
+
+    def setup(self):
+        width = self.widths[0]
+        if self.kind == "gru":
+            self.layers = [_GRU(w) for w in self.widths]
+        else:
+            self.inputs = nn.Dense(width)
+            self.places = self.param(
+                "places", nn.initializers.normal(width**-0.5), (self.length, width)
+            )
+            self.layers = [_Attention(max(width // 64, 1)) for _ in self.widths]
+        self.head = nn.Dense(self.outputs)
+
+    def __call__(self, x):
+        return self.told(self.states(x))
+
+    def states(self, x):
+        starts = jnp.zeros(x.shape[:2], bool)
+        if self.kind != "gru":
+            x = self.inputs(x) + self.places[None, : x.shape[1]]
+        for layer in self.layers:
+            x = layer(x, starts)
+        return x
+
+    def told(self, states):
+        return self.head(states)
+
+
 class _Attention(nn.Module):
     """A block of a transformer: every token looks at those before it in its text."""
 
@@ -283,6 +316,14 @@ class _Language(nn.Module):
         # The embedding is the last layer too: rare words learn from both ends.
         found = self.embedding.attend(self.head(states))
         return found + self.bias.reshape(*[1] * (found.ndim - 1), -1)
+
+
+class Frames(NamedTuple):
+    """A network that reads the frames of a sound in order, as pure functions."""
+
+    init: Callable[[Key, Array], Params]  # (key, frames [b, t, c]) -> params
+    states: Callable[[Params, Array], Array]  # (params, frames [b, t, c]) -> [b, t, m], after each
+    told: Callable[[Params, Array], Array]  # (params, states [..., m]) -> frames [..., c]
 
 
 class Language(NamedTuple):
@@ -413,6 +454,22 @@ def normalised_encoder(
     )
 
 
+def frames(kind: str, widths: Sequence[int], length: int, outputs: int) -> Frames:
+    """A network that tells one of the next frames, of `outputs` numbers, of up to `length`, none of
+    which sees those behind it; kinds and widths as of `language`.
+
+    Raises:
+        ValueError: as `language`.
+    """
+    _check_reader(kind, widths)
+    module = _Frames(kind, tuple(widths), length, outputs)
+    return Frames(
+        module.init,
+        lambda params, x: module.apply(params, x, method="states"),
+        lambda params, states: module.apply(params, states, method="told"),
+    )
+
+
 def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> Language:
     """A network that tells the next of up to `length` tokens, none of which sees those behind it
     nor those of another text: a text begins with START.
@@ -423,6 +480,16 @@ def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> 
     Raises:
         ValueError: another kind, or a transformer of several widths.
     """
+    _check_reader(kind, widths)
+    module = _Language(vocabulary, kind, tuple(widths), length)
+    return Language(
+        module.init,
+        lambda params, tokens: module.apply(params, tokens, method="states"),
+        lambda params, states: module.apply(params, states, method="logits"),
+    )
+
+
+def _check_reader(kind: str, widths: Sequence[int]) -> None:
     if kind not in ("gru", "transformer"):
         raise ValueError(f"expected network 'gru' or 'transformer', found {kind!r}")
     if kind == "transformer" and (len(set(widths)) > 1 or (widths[0] > 64 and widths[0] % 64)):
@@ -430,12 +497,6 @@ def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> 
             f"expected one width for all layers of a transformer, below 64 or a multiple of it, "
             f"found {tuple(widths)}"
         )
-    module = _Language(vocabulary, kind, tuple(widths), length)
-    return Language(
-        module.init,
-        lambda params, tokens: module.apply(params, tokens, method="states"),
-        lambda params, states: module.apply(params, states, method="logits"),
-    )
 
 
 def change_code(encoder: Params, decoder: Params, matrix: Array) -> tuple[Params, Params]:

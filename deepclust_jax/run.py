@@ -25,18 +25,19 @@ from deepclust_jax.algorithms import (
     dkm,
     info_max,
     n2d,
+    next_frame,
     next_token,
     rotation,
     vade,
 )
 from deepclust_jax.clustering import neighbors
-from deepclust_jax.data import tokens
+from deepclust_jax.data import speech, tokens
 from deepclust_jax.types import Algorithm, Array, Key, State
 
 METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
-    "deep_cluster": deep_cluster, "next_token": next_token,
+    "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -127,7 +128,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
-    change = affine if method.augment == "affine" else None
+    change = {"affine": affine, "speech": augment.speech}.get(method.augment)
     noise = _NOISE if method.augment == "noise" else 0.0
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
@@ -147,14 +148,16 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
 
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method in ("rotation", "deep_cluster", "next_token"):
+    if method.method in ("rotation", "deep_cluster", "next_token", "next_frame"):
         rate = training.learning_rate
         if method.method != "rotation":
             del common["precision"]
         if method.method == "next_token":
             common |= {"filled": filled}
         if method.method == "deep_cluster":
-            common |= {"n_classes": min(10 * options.data.n_clusters, max(shape[0] // 4, 1))}
+            # Of streamed rows those that a refresh clusters.
+            n = stream.sample_size(jax.ShapeDtypeStruct(shape, np.float32))
+            common |= {"n_classes": min(10 * options.data.n_clusters, max(n // 4, 1))}
         module = METHODS[method.method]
         optimizer = optax.adam(falling(rate, training.epochs))
         own = module.Config(**common, learning_rate=rate)
@@ -445,19 +448,26 @@ def epochs_done(folder: Path, options: config.Options, n: int) -> dict[str, int]
 
 def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     method, network = options.method, options.network
-    is_reader = network.network in ("gru", "transformer")
-    if is_reader != (method.method == "next_token"):
+    is_reader = method.method in ("next_token", "next_frame")
+    allowed = ("gru", "transformer") if is_reader else ("mlp", "conv")
+    if network.network not in allowed:
         raise config.ConfigError(
-            "expected --network gru or transformer beside --method next_token, and no other, found "
-            f"--method {method.method} and --network {network.network}"
+            f"expected --network {' or '.join(allowed)} beside --method {method.method}, found "
+            f"{network.network}"
         )
-    if method.method == "next_token":
-        return _check_next_token(network, row)
+    if method.augment == "affine" and len(row) != 3:
+        raise config.ConfigError(f"--augment affine needs images [h, w, c], found rows {row}")
+    if method.augment == "speech" and (len(row) != 3 or row[1:] != (speech.COEFFICIENTS, 1)):
+        raise config.ConfigError(
+            f"--augment speech needs the words of --scaling speech [t, {speech.COEFFICIENTS}, 1], "
+            f"found rows {row}"
+        )
+    if is_reader:
+        return _check_reader(METHODS[method.method], options, row)
     if method.method in ("rotation", "deep_cluster"):
         return _check_blocks(method.method, network, row)
-    if len(row) != 3 and (method.augment == "affine" or network.network == "conv"):
-        wish = "--augment affine" if method.augment == "affine" else "--network conv"
-        raise config.ConfigError(f"{wish} needs images [h, w, c], found rows of shape {row}")
+    if network.network == "conv" and len(row) != 3:
+        raise config.ConfigError(f"--network conv needs images [h, w, c], found rows {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
@@ -465,16 +475,17 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
 
 
-def _check_next_token(network: config.Network, row: tuple[int, ...]) -> None:
+def _check_reader(module: Any, options: config.Options, row: tuple[int, ...]) -> None:
+    network, method = options.network, options.method.method
     if network.precision != "float32":
-        raise config.ConfigError("--method next_token needs --precision float32, found bfloat16")
+        raise config.ConfigError(f"--method {method} needs --precision float32, found bfloat16")
     try:
-        own = next_token.Config(
+        own = module.Config(
             embed_dim=network.embed_dim, network=network.network, hidden=tuple(network.hidden)
         )
-        next_token.build(own, row)
+        module.build(own, row)
     except ValueError as error:
-        raise config.ConfigError(f"--network, --hidden and --embed-dim: {error}") from None
+        raise config.ConfigError(f"--method {method}: {error}") from None
 
 
 def _check_blocks(method: str, network: config.Network, row: tuple[int, ...]) -> None:

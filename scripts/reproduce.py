@@ -33,7 +33,7 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Networks of their own, from which nothing else starts.
-_OWN = ("rotation", "deep_cluster", "next_token")
+_OWN = ("rotation", "deep_cluster", "next_token", "next_frame")
 # Trained from nothing, in one phase.
 _ALONE = ("autoencoder", "contrastive", *_OWN)
 
@@ -42,17 +42,18 @@ Row = Literal[
     "kmeans", "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec",
     "idec", "vade", "dcn-affine", "dkm-affine", "dec-affine", "idec-affine", "n2d",
     "autoencoder-float32", "dcn-float32", "n2d-float32", "contrastive", "contrastive-noise",
-    "contrastive-affine", "info_max", "info_max-noise", "info_max-affine", "n2d-merge",
+    "contrastive-affine", "contrastive-speech", "info_max", "info_max-noise", "info_max-affine",
+    "info_max-speech", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
-    "deep_cluster", "deep_cluster-affine", "next_token",
+    "deep_cluster", "deep_cluster-affine", "next_token", "next_frame",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
     "n2d", "n2d-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
-    "info_max-affine", "rotation", "deep_cluster", "deep_cluster-affine", "next_token",
-    "autoencoder-paper",
+    "info_max-affine", "contrastive-speech", "info_max-speech", "rotation", "deep_cluster",
+    "deep_cluster-affine", "next_token", "next_frame", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -98,7 +99,7 @@ class Options:
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
     shifts images at random while they train; merge finds the number of clusters. affine and
     deep_cluster are left out where there are no images, rotation also where they are not square,
-    next_token where there are no texts."""
+    next_token where there are no texts, next_frame and speech where there are no sounds."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -132,19 +133,25 @@ def main(args: list[str] | None = None) -> int:
     for name in options.data:
         try:
             dataset, labels = data.load(name)
-            read, reads = None, dataset.kind == "text" and "next_token" in options.rows
-            if reads and not all(is_done(dataset, "next_token", seed) for seed in every):
-                read = data.load(name, scaling="tokens")[0]
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        read, reads = None, dataset.kind == "text" and "next_token" in options.rows
+        why_not = f"{dataset.kind} rows are no texts" if dataset.kind != "text" else ""
+        if reads and not all(is_done(dataset, "next_token", seed) for seed in every):
+            try:
+                read = data.load(name, scaling="tokens")[0]
+            except data.DataError as error:  # the library is an extra
+                why_not = str(error)
         rows = []
         for row in options.rows:
             shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
             if {"affine", "rotation", "deep_cluster"} & set(parts) and dataset.kind != "image":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no images")
-            elif "next_token" in parts and dataset.kind != "text":
-                print(f"{name} {row}: left out, {dataset.kind} rows are no texts")
+            elif "next_token" in parts and why_not:
+                print(f"{name} {row}: left out, {why_not}")
+            elif {"speech", "next_frame"} & set(parts) and dataset.kind != "audio":
+                print(f"{name} {row}: left out, {dataset.kind} rows are no sounds")
             elif "rotation" in parts and shape[0] != shape[1]:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
@@ -180,7 +187,7 @@ def cell_options(dataset: Any, row: str) -> Any:
             method=config.Method(
                 method=method,
                 profile="paper" if "paper" in changes else "practical",
-                augment=next((a for a in ("affine", "noise") if a in changes), "none"),
+                augment=next((a for a in ("affine", "speech", "noise") if a in changes), "none"),
                 metric="euclidean" if "euclidean" in changes else None,
                 merge="merge" in changes,
             ),
@@ -413,6 +420,7 @@ def quality_table() -> str:
         "euclidean: the autoencoders of the practical profile with the published k-means, in whose "
         "metric the code is taken as it is. affine: images are turned and shifted at random in the "
         "joint phase; by contrastive and info_max also scaled and sheared, in both phases. "
+        "speech: views of a word as other voices may say it. "
         "noise: twice as large as the distance to a neighbour, on rows of any kind. "
         "info_max has no published figure for this network: beside it stands the highest of any "
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
@@ -420,7 +428,7 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, deep_cluster, next_token and those marked float32. "
+        "rotation, deep_cluster, next_token, next_frame and those marked float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

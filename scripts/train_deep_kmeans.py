@@ -82,8 +82,16 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     files = data.row_files(options.data.data, limit=options.data.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
+    nuisance = data.nuisance(
+        options.data.data, len(dataset.x), file=options.data.nuisance, limit=options.data.limit
+    )
     if options.method.augment == "affine" and dataset.kind != "image":
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
+    scaling = dataset.preprocessing.settings.get("scaling")
+    if options.method.augment == "speech" and scaling != "speech":
+        raise config.ConfigError(
+            f"--augment speech needs sounds with --scaling speech, found {dataset.kind} data"
+        )
     rows = rows_to_train(options, dataset)
     options = with_clusters(config.resolve(given, rows.shape[0]), dataset)
     run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
@@ -110,7 +118,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
             store = folder / "checkpoint"
             trained = run.execute(options, rows, folder=store, on_epoch=on_epoch)
         with status(f"writing the report to {folder}"):
-            report = run_directory.write(folder, options, dataset, trained, labels, files)
+            report = run_directory.write(folder, options, dataset, trained, labels, files, nuisance)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
         return 130
@@ -146,7 +154,8 @@ def rows_to_train(options: config.Options, dataset):
     held_out, n = options.data.held_out, dataset.x.shape[0]
     if not held_out:
         return dataset.x
-    left, k = n - held_out, options.data.n_clusters or dataset.n_clusters or 2
+    k = options.data.n_clusters or dataset.n_clusters
+    left, k = n - held_out, 2 if options.method.merge or k is None else k
     if left < k:
         raise config.ConfigError(
             f"expected --held-out <= {n - k}, which leaves a row for each cluster, found {held_out}"
@@ -159,9 +168,12 @@ def rows_to_train(options: config.Options, dataset):
 
 
 def with_clusters(options: config.Options, dataset) -> config.Options:
-    """The options with `n_clusters`, from the documentation of a named set if not given."""
+    """The options with `n_clusters`, from the documentation of a named set if not given; what
+    --merge begins with is no more than the distinct rows trained on."""
     k = options.data.n_clusters or dataset.n_clusters
     n = dataset.x.shape[0]
+    if options.method.merge:
+        k = max(count_distinct(rows_to_train(options, dataset), k), 2)
     if k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
     if not 2 <= k <= n:
@@ -179,7 +191,7 @@ def with_clusters(options: config.Options, dataset) -> config.Options:
 
 
 def count_distinct(x, enough: int) -> int:
-    """How many distinct rows x [n, ...] has; no more are looked for once there are enough."""
+    """How many distinct rows x [n, ...] has; no more are counted than are enough."""
     import numpy as np
 
     seen: set[bytes] = set()
@@ -187,7 +199,7 @@ def count_distinct(x, enough: int) -> int:
         rows = np.asarray(x[start : start + 4096]) + 0.0  # -0 is 0
         seen.update(row.tobytes() for row in rows)
         if len(seen) >= enough:
-            break
+            return enough
     return len(seen)
 
 
@@ -211,7 +223,7 @@ def check_folder(options: config.Options) -> None:
     known = is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
-    for path in (options.data.data, options.data.labels):
+    for path in (options.data.data, options.data.labels, options.data.nuisance):
         inside = (
             path and os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())
         )

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from deepclust_jax import config, run
+from deepclust_jax import config, run, train
 from deepclust_jax.report import logs, run_directory
 
 ROOT = Path(__file__).parent.parent
@@ -436,9 +436,32 @@ def test_unknown_methods_from_python_are_named():
         (
             {"method": "dnc"},
             "expected --method autoencoder, dcn, dkm, dec, idec, vade, n2d, contrastive, "
-            "info_max, rotation, deep_cluster, next_token, found 'dnc'",
+            "info_max, rotation, deep_cluster, next_token, next_frame, found 'dnc'",
         ),
         ({"profile": "quick"}, "expected --profile practical, paper, found 'quick'"),
     ):
         with pytest.raises(config.ConfigError, match=words):
             config.resolve(config.Options(method=config.Method(**given)), 100)
+
+
+def test_rows_are_checked_before_anything_is_traced():
+    """From Python too: a change of images for texts, and more classes than a refresh has rows."""
+    texts = config.Options(
+        data=config.Data(n_clusters=2, scaling="tokens"),
+        method=config.Method(method="next_token", augment="affine"),
+    )
+    with pytest.raises(config.ConfigError, match="--augment affine needs images"):
+        run.phases(config.resolve(texts), (50, 64))
+    words = config.Options(
+        data=config.Data(n_clusters=2), method=config.Method(method="dcn", augment="speech")
+    )
+    with pytest.raises(config.ConfigError, match="--augment speech needs the words of --scaling"):
+        run.phases(config.resolve(words), (50, 20, 40, 1))
+    many = config.Options(
+        data=config.Data(n_clusters=200), method=config.Method(method="deep_cluster")
+    )
+    phase = run.phases(config.resolve(many), (50_000, 224, 224, 3))[0]
+    rows = np.zeros((2, 224, 224, 3), np.float32)
+    state = jax.eval_shape(lambda: train.init(jax.random.key(0), phase.algorithm, rows))
+    # A GiB of such images are 1,783, and they are what is clustered where they are streamed.
+    assert state.sizes.shape == (1783 // 4,)

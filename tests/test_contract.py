@@ -20,6 +20,7 @@ from deepclust_jax.algorithms import (
     dkm,
     info_max,
     n2d,
+    next_frame,
     next_token,
     rotation,
     vade,
@@ -59,6 +60,10 @@ ALGORITHMS = {
         next_token,
         next_token.Config(3, 2, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),
     ),
+    "next_frame": (
+        next_frame,
+        next_frame.Config(3, 2, hidden=(8,), ahead=1, parts=2, n_init=2),
+    ),
     "contrastive": (
         contrastive,
         contrastive.Config(
@@ -71,7 +76,7 @@ ALGORITHMS = {
     ),
 }
 # What they cluster once, and no epoch needs.
-AT_ONCE = (n2d, contrastive, info_max, next_token, rotation)
+AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
@@ -332,7 +337,7 @@ def test_works_with_another_network(case):
     """Convolutions on images, of no multiple of 8; documents are read by a transformer."""
     module, config, x, _ = case
     other, rows = "conv", np.asarray(jax.random.uniform(KEY, (12, 9, 9, 1)))
-    if module is next_token:
+    if module in (next_token, next_frame):
         other, rows = "transformer", x[:12]
     algorithm = module.build(dataclasses.replace(config, network=other), rows.shape[1:])
     found = fit(module, KEY, algorithm, rows, epochs=2, batch_size=6)

@@ -32,7 +32,7 @@ SHAPES = {
     "cifar10": (32, 32, 3),
     "pendigits": (16,),
     "pbmc4k": (2000,),
-    "fsdd": (40, 40, 1),
+    "fsdd": (20, 12, 1),
     "twenty_newsgroups": (100,),
     "ag_news": (100,),
     "bbc_news": (100,),

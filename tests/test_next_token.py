@@ -50,6 +50,17 @@ def test_no_token_is_seen_before_its_turn(language):
         assert (states[:, t] != other[:, t]).any()
 
 
+def test_an_empty_document_is_at_the_mean():
+    """Trap: zeros minus the mean are a direction, and empty documents a cluster of their own."""
+    algorithm = next_token.build(SMALL, (WINDOW,))
+    x = documents(40, WINDOW)
+    x[:3, 1:] = PAD
+    fitted = train.fit(KEY, algorithm, x, epochs=1, refresh_every=0, refresh_at_end=True)
+    z = np.asarray(train.embed(algorithm, fitted.state, x)[0])
+    np.testing.assert_array_equal(z[:3], 0.0)
+    np.testing.assert_allclose(np.linalg.norm(z[x[:, 1] != PAD], axis=1), 1.0, atol=1e-5)
+
+
 def test_no_text_is_seen_by_another_in_its_window(language):
     net, params = language
     both = np.full((2, WINDOW), 7, np.int32)

@@ -358,6 +358,27 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
     assert all(f"digits {row}: left out, tabular rows are no images" in found for row in rows)
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", "next_token"]) == 0
     assert "digits next_token: left out, tabular rows are no texts" in capsys.readouterr().out
+    rows = ["contrastive-speech", "info_max-speech", "next_frame"]
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
+    found = capsys.readouterr().out
+    assert all(f"digits {row}: left out, tabular rows are no sounds" in found for row in rows)
+
+
+def test_next_token_is_left_out_where_its_library_is_missing(monkeypatch, capsys):
+    whole, trained = data.load, []
+
+    def texts(name, scaling=None):
+        if scaling == "tokens":
+            raise data.DataError("text as tokens needs the tokenizers library")
+        dataset, labels = whole("digits", limit=150)
+        return dataclasses.replace(dataset, kind="text"), labels
+
+    monkeypatch.setattr(data, "load", texts)
+    monkeypatch.setattr(REPRODUCE, "train_cells", lambda _, __, row, ___: trained.append(row))
+    args = ["--data", "bbc_news", "--seeds", "1", "--rows", "next_token", "kmeans"]
+    assert REPRODUCE.main(args) == 0
+    assert trained == ["kmeans"]
+    assert "next_token: left out, text as tokens needs the tokenizers" in capsys.readouterr().out
 
 
 def test_rotation_is_left_out_where_images_are_not_square(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import dataclasses
 import importlib.util
 import io
 import json
@@ -705,6 +706,24 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
         assert run_directory.rows_of(str(out))[2] == len(np.unique(labels))  # not the 35 of before
     z = np.load(out / "embeddings.npy")
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
+
+
+@pytest.mark.parametrize("held_out, k", [(0, 12), (5, 9)])
+def test_merging_begins_with_no_more_clusters_than_distinct_rows(held_out, k):
+    """Trap: 35 clusters of 20 rows were refused, a number that nobody gave."""
+    rows = np.repeat(np.arange(12, dtype=np.float32), 2)[:, None][:20]  # 10 distinct
+    rows = np.concatenate([rows, [[20.0], [21.0]]], dtype=np.float32)
+    dataset, _ = data.load("digits", limit=len(rows))
+    dataset = dataclasses.replace(dataset, x=rows)
+    options = config.resolve(
+        config.Options(
+            data=config.Data(held_out=held_out), method=config.Method(method="n2d", merge=True)
+        )
+    )
+    assert options.data.n_clusters == config.MOST_CLUSTERS
+    assert len(TRAIN.rows_to_train(options, dataset)) == len(rows) - held_out
+    found = TRAIN.with_clusters(options, dataset).data.n_clusters
+    assert found == k == len(np.unique(rows[: len(rows) - held_out]))
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e3])

@@ -77,6 +77,7 @@ def test_perplexity_by_frequency_is_that_of_counts():
     rows = np.float32([[1, 3, 2, 9, 0]])
     wanted = np.exp(-np.mean(np.log(p[[3, 2, 9]])))
     assert pretext._by_frequency(trained_on, rows, 12) == pytest.approx(wanted)
+    assert np.isnan(pretext._by_frequency(trained_on, rows[:, :1], 12))  # nothing is told
 
 
 def test_new_documents_are_labelled_by_a_stored_run(run_of_texts, texts, tmp_path):
@@ -126,7 +127,7 @@ def test_what_cannot_work_is_refused_before_it_begins(texts, tmp_path, args, wor
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["--method", "dec", "--network", "gru"], "expected --network gru or transformer beside"),
+        (["--method", "dec", "--network", "gru"], "expected --network mlp or conv beside --method"),
         (["--method", "dec", "--scaling", "tokens"], "expected --scaling tokens beside --method"),
         (
             ["--method", "next_token", "--data", "digits"],

@@ -233,15 +233,20 @@ def build(
             nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
         )
 
+    def seen(view: whitening.View, found: Array) -> Array:
+        # A document without tokens says nothing: it is at the mean.
+        is_empty = jnp.all(found == 0, axis=1, keepdims=True)
+        return jnp.where(is_empty, 0.0, whitening.apply(view, found))
+
     def refresh(key: Key, state: State, x: Array) -> State:
         found = found_in(state, x)
         view = whitening.fit(found, config.embed_dim)
-        z = whitening.apply(view, found)
+        z = seen(view, found)
         centroids = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init).centroids
         return state.replace(view=view, centroids=centroids)
 
     def embed(state: State, x: Array) -> Array:
-        return whitening.apply(state.view, found_in(state, x))
+        return seen(state.view, found_in(state, x))
 
     def assign(state: State, z: Array) -> Array:
         return kmeans.assign(z, state.centroids)[0]

@@ -2,7 +2,7 @@
 
 from deepclust_jax.data import preprocessing
 from deepclust_jax.data.clips import Clips
-from deepclust_jax.data.dataset import Dataset, load, row_files
+from deepclust_jax.data.dataset import Dataset, load, nuisance, row_files
 from deepclust_jax.data.errors import DataError
 
-__all__ = ["Clips", "DataError", "Dataset", "load", "preprocessing", "row_files"]
+__all__ = ["Clips", "DataError", "Dataset", "load", "nuisance", "preprocessing", "row_files"]

@@ -28,20 +28,12 @@ def fit(clips: Clips) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     The number of frames is the 95th percentile of the clips, rounded up to a multiple of 4 (for
     strided convolutions), at most 256.
     """
-    rate = clips.sample_rate
-    window, hop = round(WINDOW_SECONDS * rate), round(HOP_SECONDS * rate)
-    if hop < 1:
-        raise DataError(f"sample rate {rate} Hz is too low for windows of 32 ms; resample")
-    lengths = [frame_count(len(clip), window, hop) for clip in clips.samples]
+    settings = framing(clips.sample_rate)
+    lengths = [
+        frame_count(len(clip), settings["window"], settings["hop"]) for clip in clips.samples
+    ]
     frames = int(np.ceil(np.percentile(lengths, 95) / 4)) * 4
-    settings = {
-        "sample_rate": rate,
-        "window": window,
-        "hop": hop,
-        "frames": min(frames, MAX_FRAMES),
-        "bands": BANDS,
-        "floor": FLOOR,
-    }
+    settings |= {"frames": min(frames, MAX_FRAMES), "bands": BANDS}
     logs = log_mels(settings, clips).reshape(-1, BANDS)
     blocks = list(arrays.row_blocks(logs.shape))
     return settings, scaling.moments(lambda: (np.float64(logs[b]) for b in blocks), len(logs))
@@ -52,15 +44,28 @@ def apply(settings: dict[str, Any], constants: dict[str, np.ndarray], clips: Cli
 
     Raises DataError if the clips have another sample rate than those of `fit`.
     """
+    check_rate(settings, clips)
+    x = log_mels(settings, clips)
+    for rows in arrays.row_blocks(x.shape):
+        x[rows] = scaling.transform(x[rows], "standard", constants)
+    return x[..., None]
+
+
+def framing(rate: int) -> dict[str, Any]:
+    """Sample rate, window and hop (samples) and floor. Raises DataError for too low a rate, Hz."""
+    window, hop = round(WINDOW_SECONDS * rate), round(HOP_SECONDS * rate)
+    if hop < 1:
+        raise DataError(f"sample rate {rate} Hz is too low for windows of 32 ms; resample")
+    return {"sample_rate": rate, "window": window, "hop": hop, "floor": FLOOR}
+
+
+def check_rate(settings: dict[str, Any], clips: Clips) -> None:
+    """Raise DataError if the clips have another sample rate than the settings."""
     if clips.sample_rate != settings["sample_rate"]:
         raise DataError(
             f"the stored preprocessing expects a sample rate of {settings['sample_rate']} Hz, "
             f"found {clips.sample_rate} Hz; resample the clips"
         )
-    x = log_mels(settings, clips)
-    for rows in arrays.row_blocks(x.shape):
-        x[rows] = scaling.transform(x[rows], "standard", constants)
-    return x[..., None]
 
 
 def frame_count(length: int, window: int, hop: int) -> int:
@@ -85,7 +90,7 @@ def log_mels(settings: dict[str, Any], clips: Clips) -> np.ndarray:
             first = max(0, found - frames) // 2 * hop
             kept = as_float(clip[first : first + sounds.shape[1]])
             sounds[i, : len(kept)], counts[i] = kept, min(found, frames)
-        logs = _log_mel_batch(sounds, counts, mel, settings["floor"], window=window, hop=hop)
+        logs = log_mel_batch(sounds, counts, mel, settings["floor"], window=window, hop=hop)
         batches.append(np.asarray(logs)[: len(chosen)])
     return np.concatenate(batches)
 
@@ -98,8 +103,13 @@ def as_float(clip: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("window", "hop"))
-def _log_mel_batch(sounds, counts, mel, floor, *, window, hop):
-    """[b, length], [b] valid frames, [bins, bands] -> [b, frames, bands]."""
+def log_mel_batch(
+    sounds: jax.Array, counts: jax.Array, mel: jax.Array, floor: float, *, window: int, hop: int
+) -> jax.Array:
+    """Log-mel bands, the floor beyond the valid frames.
+
+    [b, length], [b] valid frames, [bins, bands] -> [b, frames, bands].
+    """
     power = jax.vmap(functools.partial(power_spectrum, window=window, hop=hop))(sounds)
     bands = jnp.einsum("bft,tm->bfm", power, mel, precision="highest")
     valid = jnp.arange(power.shape[1])[None, :] < counts[:, None]

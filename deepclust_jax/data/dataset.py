@@ -84,6 +84,26 @@ def load(
     return dataset, y
 
 
+def nuisance(
+    source: str | Path, n: int, *, file: str | Path | None = None, limit: int | None = None
+) -> np.ndarray | None:
+    """Labels that clusters should not follow, int64 [n] in the order of `load`, or None: those of
+    the file, which has one for each row of the source, else those that came with a named set.
+
+    `n` and `limit` are the rows that `load` gave and its limit. Raises DataError.
+    """
+    entry = _entry(source)
+    values = labelling.read(Path(file)) if file else named.nuisance(str(source)) if entry else None
+    if values is None:
+        return None
+    name = f"nuisance {file or source}"
+    if limit is not None and limit < len(values):
+        values = np.asarray(values)[_kept(len(values), limit)]
+    if len(values) != n:
+        raise DataError(f"{name}: found {len(values)} labels, but {source} has {n} rows")
+    return labelling.number(values, name)[0]
+
+
 def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
     """Paths inside a folder of its rows, in the order of `load`; () where `source` is no folder.
 

@@ -29,6 +29,7 @@ class Named:
     download: Callable[[], Content] | None = None
     scaling: str = "auto"
     origin: str = ""  # where to get the file, if it cannot be downloaded
+    nuisance: str | None = None  # array of the file with labels that clusters should not follow
 
 
 def read(name: str) -> Content:
@@ -101,6 +102,15 @@ def _newsgroups(path: Path) -> Content:
     return [newsgroups.body(text) for text in texts], y
 
 
+def nuisance(name: str) -> np.ndarray | None:
+    """The labels of a named set that clusters should not follow, or None where it has none."""
+    entry, folder = NAMED[name], os.environ.get("DEEPCLUST_DATA_DIR")
+    if entry.nuisance is None or not folder:
+        return None
+    with files.open_npz(Path(folder) / entry.file) as stored:
+        return stored[entry.nuisance] if entry.nuisance in stored.files else None
+
+
 NAMED = {
     "digits": Named(None, "image", 10, _digits),
     "mnist": Named("mnist.npz", "image", 10, _grey, download=sources.mnist),
@@ -136,8 +146,10 @@ NAMED = {
         "audio",
         10,
         _fsdd,
-        origin="the Free Spoken Digit Dataset: audio int16, offsets [3001], y, sample_rate; or "
-        "give its wav files as a folder with one sub-folder per digit",
+        scaling="speech",
+        nuisance="speaker",
+        origin="the Free Spoken Digit Dataset: audio int16, offsets [3001], y, sample_rate, and if "
+        "wanted speaker; or give its wav files as a folder with one sub-folder per digit",
     ),
     "twenty_newsgroups": Named(
         "twenty_newsgroups.jsonl.gz", "text", 20, _newsgroups, download=sources.twenty_newsgroups

@@ -58,17 +58,17 @@ def fit(
 ) -> Preprocessing:
     """Preprocessing fitted to these rows; `columns` are the names of a table's features, if any.
 
-    "auto" scales pictures by "range" and tables by "standard" (see scaling.py); texts and sounds
-    have their own features and take only "auto", or for texts "tokens" (tokens.py). Raises
-    DataError for an unknown kind or scaling.
+    "auto" scales pictures by "range" and tables by "standard" (see scaling.py). Texts have their
+    own features and take only "auto" or "tokens" (tokens.py); so have sounds, which take "standard"
+    (audio.py, "auto") or "speech" (speech.py). Raises DataError for an unknown kind or scaling.
     """
     check_options(kind, scaling)
     if kind == "text":
         return Preprocessing(kind, *(tokens if scaling == "tokens" else text).fit(raw))
     if kind == "audio":
-        from deepclust_jax.data import audio  # imports jax
+        from deepclust_jax.data import audio, speech  # imports jax
 
-        return Preprocessing(kind, *audio.fit(raw))
+        return Preprocessing(kind, *(speech if scaling == "speech" else audio).fit(raw))
     if scaling == "auto":
         scaling = "range" if kind == "image" else "standard"
     settings = {"scaling": scaling, "shape": list(raw.shape[1:]), "bytes": raw.dtype == np.uint8}
@@ -81,12 +81,15 @@ def check_options(kind: str | None, scaling: str) -> None:
     """Raise DataError for an unknown kind or scaling, or a scaling that the kind does not take."""
     if kind is not None and kind not in KINDS:
         raise DataError(f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
-    known = ("auto", *scalings.SCALINGS, "tokens")
+    known = ("auto", *scalings.SCALINGS, "tokens", "speech")
     if scaling not in known:
         raise DataError(f"unknown scaling {scaling!r}; expected {', '.join(known)}")
     if scaling == "tokens" and kind not in (None, "text"):
         raise DataError(f"tokens (of --method next_token) are of texts, found {kind} data")
-    takes = {"text": ("auto", "tokens"), "audio": ("auto",)}.get(kind, ("auto", *scalings.SCALINGS))
+    if scaling == "speech" and kind not in (None, "audio"):
+        raise DataError(f"the scaling speech is of sounds, found {kind} data")
+    own = {"text": ("auto", "tokens"), "audio": ("auto", "standard", "speech")}
+    takes = own.get(kind, ("auto", *scalings.SCALINGS))
     if kind is not None and scaling not in takes:
         raise DataError(f"{kind} takes only the scaling {', '.join(takes)}, found {scaling!r}")
 
@@ -102,8 +105,10 @@ def apply(p: Preprocessing, raw: arrays.Raw) -> np.ndarray:
     if p.kind == "text":
         return text.apply(p.settings, p.arrays, raw)
     if p.kind == "audio":
-        from deepclust_jax.data import audio  # imports jax
+        from deepclust_jax.data import audio, speech  # imports jax
 
+        if p.settings.get("scaling") == "speech":
+            return speech.apply(p.settings, raw)
         return audio.apply(p.settings, p.arrays, raw)
     x = np.empty(raw.shape, np.float32)
     with np.errstate(over="ignore"):

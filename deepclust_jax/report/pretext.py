@@ -81,7 +81,7 @@ def of_next_token(
 
     Of rows held out of training, where there are some (but not of the vocabulary, which is learnt
     from all); else of those trained on. Perplexities are of sub-words: of other vocabularies they
-    cannot be compared.
+    cannot be compared. NaN where all documents are empty.
     """
     x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
     nets, held_out = _reader(options, x.shape[1:]), options.data.held_out
@@ -91,7 +91,7 @@ def of_next_token(
     def of_run(s):
         params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
         total, count = _in_blocks(lambda x: told(params, x), rows, _DOCUMENTS)
-        return np.exp(total.sum() / max(count.sum(), 1.0))
+        return np.exp(total.sum() / count.sum()) if count.any() else np.nan
 
     perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
     return {
@@ -132,4 +132,4 @@ def _by_frequency(trained_on: np.ndarray, rows: np.ndarray, vocabulary: int) -> 
     counts[[tokens.PAD, tokens.START]] = 0.0
     own = rows[:, np.arange(rows.shape[1]) % tokens.WINDOW > 0].astype(int).ravel()
     own = own[counts[own] > 0]
-    return float(np.exp(np.mean(np.log(counts.sum() / counts[own])))) if len(own) else 1.0
+    return float(np.exp(np.mean(np.log(counts.sum() / counts[own])))) if len(own) else np.nan

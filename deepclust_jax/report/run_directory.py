@@ -29,11 +29,13 @@ def write(
     trained: run.Trained,
     labels: np.ndarray | None,
     files: Sequence[str] = (),
+    nuisance: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Write arrays, figures, projector and report.json of a trained population. -> the report.
 
     `labels` [n] are the true classes, for the scores, or None. The run kept is chosen before they
-    are looked at. `files` are those of the rows of a folder, see `data.row_files`.
+    are looked at. `files` are those of the rows of a folder, see `data.row_files`. `nuisance` [n]
+    are other labels, that clusters should not follow.
     """
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
@@ -59,6 +61,8 @@ def write(
                 "rows": held_out,
                 "external": scores.external(labels_all[:, -held_out:], labels[-held_out:]),
             }
+    if nuisance is not None:
+        report["nuisance"] = scores.external(labels_all, nuisance)
     if options.method.method == "rotation":
         report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
     if options.method.method == "deep_cluster":

@@ -37,6 +37,9 @@ def score_table(report: Mapping[str, Any]) -> str:
         held_out = report["held_out"]
         shown = _first(held_out["external"], " %")
         lines.append(f"The {held_out['rows']:,} rows held out of training: {shown}")
+    if "nuisance" in report:
+        found = _first(report["nuisance"], " %")
+        lines.append(f"Against the nuisance labels, of which the less the better: {found}")
     lines += _pretext(report.get("pretext"))
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")

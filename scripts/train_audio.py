@@ -1,0 +1,33 @@
+"""Cluster sounds: spoken words by what is said, whoever says it.
+
+    python scripts/train_audio.py                                        # fsdd, minutes on a laptop
+    python scripts/train_audio.py --method next_frame                    # another pretext task
+    python scripts/train_audio.py --data my_wavs/ --n-clusters 12 --nuisance speakers.txt
+
+That is `train_deep_kmeans.py` with all its options, where those that are not given are `--data fsdd
+--scaling speech`, and contrastive features of words as other voices may say them (`--method
+contrastive --augment speech`). Below the scores by classes come those by speakers, which the
+clusters should not follow.
+"""
+
+import sys
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    from train_deep_kmeans import main as train
+
+    args = sys.argv[1:] if args is None else args
+    given = {arg.split("=")[0] for arg in args}
+    if given & {"--config", "--resume"}:  # whose options are all there
+        return train(args)
+    ours = {"--data": "fsdd", "--scaling": "speech"}
+    if "--method" not in given:
+        ours |= {"--method": "contrastive", "--augment": "speech"}
+    return train(
+        [word for flag, v in ours.items() if flag not in given for word in (flag, v)] + args
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The script for sounds: its defaults, the labels that clusters should not follow, refusals."""
+
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from test_scripts import ROOT, TRAIN, done, refused, report_of, script
+from test_speech import RATE, word
+
+from deepclust_jax import data, metrics
+
+sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
+AUDIO = script("train_audio")
+FRAMES = ["--method", "next_frame", "--hidden", "8", "--embed-dim", "4", "--epochs", "2"]
+SMALL = [*FRAMES, "--n-clusters", "2", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """A folder of two words by three speakers, and the file of the speakers."""
+    folder = tmp_path_factory.mktemp("sounds")
+    speakers = []
+    for name, glide in (("down", (2000, 300)), ("up", (300, 2000))):
+        (folder / "words" / name).mkdir(parents=True)
+        for i in range(12):
+            pitch = 1.0 + 0.1 * (i % 3)
+            sound = word(0.3, glide=(pitch * glide[0], pitch * glide[1]), seed=i)
+            soundfile.write(folder / "words" / name / f"{i:02}.wav", sound, RATE)
+            speakers.append(("ann", "bob", "eve")[i % 3])
+    (folder / "speakers.txt").write_text("\n".join(speakers))
+    return folder / "words", folder / "speakers.txt"
+
+
+@pytest.fixture(scope="module")
+def run_of_sounds(sounds, tmp_path_factory):
+    out = tmp_path_factory.mktemp("audio") / "run"
+    given = ["--data", sounds[0], "--nuisance", sounds[1], *SMALL, "--out", out]
+    return out, done(AUDIO, *given)
+
+
+def test_clusters_are_scored_against_words_and_against_speakers(run_of_sounds, sounds):
+    out, printed = run_of_sounds
+    report, labels = report_of(out), np.load(out / "labels_all.npy")
+    speakers = np.unique(sounds[1].read_text().split(), return_inverse=True)[1]
+    words = np.repeat([0, 1], 12)
+    for name, truth in (("external", words), ("nuisance", speakers)):
+        wanted = [metrics.accuracy(truth, own) for own in labels]
+        assert report[name]["accuracy"]["values"] == pytest.approx(wanted)
+    mean = 100 * report["nuisance"]["accuracy"]["mean"]
+    assert (
+        f"Against the nuisance labels, of which the less the better: accuracy {mean:.1f}" in printed
+    )
+    assert report["data"]["shape"] == [24, 20, 12, 1]
+    assert report["options"]["scaling"] == "speech"
+
+
+def test_nuisance_labels_are_for_scores_alone(run_of_sounds, sounds, tmp_path):
+    """Label firewall: what is scored only must change nothing."""
+    out = tmp_path / "run"
+    printed = done(AUDIO, "--data", sounds[0], *SMALL, "--out", out)
+    assert "nuisance labels" not in printed and "nuisance" not in report_of(out)
+    for name in ("labels_all.npy", "embeddings.npy"):
+        np.testing.assert_array_equal(np.load(out / name), np.load(run_of_sounds[0] / name))
+
+
+def test_nuisance_labels_are_in_the_order_of_the_rows(sounds, tmp_path):
+    folder, file = sounds
+    paths = data.row_files(folder, limit=10)
+    found = data.nuisance(folder, 10, file=file, limit=10)
+    wanted = [int(path.split("/")[1].removesuffix(".wav")) % 3 for path in paths]
+    np.testing.assert_array_equal(found, wanted)
+    assert data.nuisance(folder, 24) is None and data.nuisance("digits", 1797) is None
+    with pytest.raises(data.DataError, match="found 24 labels, but .* has 23 rows"):
+        data.nuisance(folder, 23, file=file)
+
+
+def test_speakers_come_with_fsdd(data_dir):
+    found = data.nuisance("fsdd", 3000)
+    np.testing.assert_array_equal(np.bincount(found), [500] * 6)
+    dataset, labels = data.load("fsdd", limit=40)
+    some = data.nuisance("fsdd", 40, limit=40)
+    assert not np.array_equal(some, labels) and len(some) == len(dataset.x) == 40
+
+
+@pytest.mark.parametrize(
+    "args, wanted",
+    [
+        (
+            [],
+            ["--data", "fsdd", "--scaling", "speech", "--method", "contrastive"]
+            + ["--augment", "speech"],
+        ),
+        (
+            ["--method", "dcn"],
+            ["--data", "fsdd", "--scaling", "speech", "--method", "dcn"],
+        ),
+        (
+            ["--data=w", "--augment", "none"],
+            ["--scaling", "speech", "--method", "contrastive", "--data=w", "--augment", "none"],
+        ),
+        (["--resume", "--out", "r"], ["--resume", "--out", "r"]),
+        (["--config=c.json"], ["--config=c.json"]),
+    ],
+)
+def test_defaults_are_of_words_where_nothing_else_is_given(monkeypatch, args, wanted):
+    import train_deep_kmeans
+
+    seen = []
+    monkeypatch.setattr(train_deep_kmeans, "main", lambda args: seen.append(args) or 0)
+    assert AUDIO.main(args) == 0
+    assert seen == [wanted]
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--network", "mlp"], "expected --network gru or transformer beside --method"),
+        (["--precision", "bfloat16"], "--method next_frame needs --precision float32"),
+        (["--embed-dim", "99"], "expected embed_dim <= 32, the means of states, found 99"),
+        (["--augment", "affine"], "--augment affine needs images, found audio data"),
+        (["--augment", "speech", "--scaling", "standard"], "needs sounds with --scaling speech"),
+        (["--nuisance", "no.txt"], "no labels no.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_begins(sounds, tmp_path, args, words):
+    out = tmp_path / "run"
+    assert words in refused(AUDIO, "--data", sounds[0], *SMALL, "--out", out, *args)
+    assert not out.exists()
+
+
+def test_speech_views_are_refused_for_what_is_no_word(tmp_path):
+    args = ["--augment", "speech", "--method", "contrastive", "--out", tmp_path / "run"]
+    assert "needs sounds with --scaling speech, found image data" in refused(TRAIN, *args)
