@@ -1,10 +1,12 @@
 """Random changes of one row, (key, x) -> x; `batch` applies one to all rows of a batch, `pair` to
 two views of each.
 
-Images are [h, w, c]. Nothing here knows labels, and nothing changes a shape.
+Images are [h, w, c], rows of several modalities one behind the other [d]. Nothing here knows
+labels, and nothing changes a shape.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,33 @@ def _gap(x: Array, partner: Array, mask: Array) -> Array:
     squared = jnp.mean((x - partner).reshape(len(x), -1) ** 2, axis=1)
     mean = jnp.sum(jnp.where(mask > 0, squared, 0.0)) / jnp.maximum(jnp.sum(mask), 1.0)
     return jnp.sqrt(mean)
+
+
+def parts_of(x: Array, parts: Sequence[tuple[int, ...]]) -> list[Array]:
+    """The modalities of rows, by their shapes. [..., d] -> a [..., *shape] for each."""
+    ends = [sum(math.prod(p) for p in parts[: i + 1]) for i in range(len(parts) - 1)]
+    pieces = jnp.split(x, ends, axis=-1)
+    return [a.reshape(*x.shape[:-1], *p) for a, p in zip(pieces, parts, strict=True)]
+
+
+def each(
+    parts: Sequence[tuple[int, ...]],
+    changes: Sequence[Callable[[Key, Array], Array] | None],
+) -> Callable[[Key, Array], Array]:
+    """What changes every modality of a row by a draw of its own; None leaves one as it is.
+
+    -> (key, [d]) -> [d].
+    """
+
+    def change(key: Key, x: Array) -> Array:
+        keys = jax.random.split(key, len(parts))
+        found = [
+            part if own is None else own(k, part)
+            for part, own, k in zip(parts_of(x, parts), changes, keys, strict=True)
+        ]
+        return jnp.concatenate([part.reshape(-1) for part in found])
+
+    return change
 
 
 def clean(batch: Batch) -> Array:

@@ -18,7 +18,7 @@ import tyro
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
-_DECIDING = ("data", "limit", "method", "profile", "batch_size", "pretrain_epochs")
+_DECIDING = ("data", "partner", "limit", "method", "profile", "batch_size", "pretrain_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,16 @@ class Data:
 
     data: str = "digits"
     """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, pendigits, pbmc4k, fsdd,
-    twenty_newsgroups, ag_news, bbc_news) or path of a file or folder (npy, npz, csv, parquet,
-    jsonl, txt, images, wav)."""
+    mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news) or path of a file or
+    folder (npy, npz, csv, parquet, jsonl, txt, images, wav)."""
+
+    partner: str | None = None
+    """Name or path of a second modality, whose row i is of the same thing as row i of --data; to
+    be clustered together."""
+
+    parts: tuple[str, ...] | None = None
+    """Shapes of the modalities, such as 28x28x1, which a row has one behind the other. None: those
+    of --data and --partner."""
 
     n_clusters: int | None = None
     """Number of clusters. None: the documented number of classes of a named set; files need it.
@@ -66,23 +74,24 @@ class Method:
 
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
-        "rotation", "deep_cluster", "next_token", "next_frame",
+        "rotation", "deep_cluster", "next_token", "next_frame", "cross_modal",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
     image was turned; deep_cluster: on those that tell many small clusters of images apart;
-    next_token: on those that tell how a text goes on; next_frame: how a sound does. The others:
-    network and centroids trained together; dec without a decoder, vade with a mixture of
-    Gaussians."""
+    next_token: on those that tell how a text goes on; next_frame: how a sound does;
+    cross_modal: on features on which the modalities of a thing agree. The others: network and
+    centroids trained together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
-    augment: Literal["none", "affine", "speech", "noise"] = "none"
+    augment: Literal["none", "affine", "speech", "each", "noise"] = "none"
     """What changes rows while the method trains. affine: random rotation and shift of images, for
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
-    images as they are. speech: words of --scaling speech as other voices may say them. noise: for
+    images as they are. speech: words of --scaling speech as other voices may say them.
+    each: of cross_modal, both of these to the modalities that are images and words. noise: for
     contrastive and info_max with rows of any kind, as large as twice
     the distance to a neighbour."""
 
@@ -127,12 +136,12 @@ class Network:
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
-    of contrastive and info_max 512 512. Of rotation and deep_cluster those of their blocks; None:
-    16 32 64. Of next_token and next_frame those of their layers; None: 128."""
+    of contrastive, info_max and cross_modal 512 512. Of rotation and deep_cluster those of their
+    blocks; None: 16 32 64. Of next_token and next_frame those of their layers; None: 128."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive and info_max 64, of rotation, deep_cluster,
-    next_token and next_frame 32."""
+    """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
+    deep_cluster, next_token and next_frame 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -258,6 +267,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
         "next_frame": {**_NEXT_FRAME, "epochs": 20},
+        "cross_modal": {**_PAIRS, "epochs": 20},
     },
     "paper": {
         "autoencoder": {
@@ -300,6 +310,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
         "next_frame": {**_NEXT_FRAME, "hidden": (512, 512, 512), "epochs": 100},
+        "cross_modal": {**_PAIRS, "epochs": 200},
     },
 }
 
@@ -310,7 +321,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # Contrastive features of the same rows still gain from 40 epochs to 100.
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000,
-    "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000,
+    "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
 }  # fmt: skip
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
@@ -323,6 +334,21 @@ _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_ra
 
 class ConfigError(ValueError):
     """An option or a file of options cannot be used; the message is one line."""
+
+
+def shapes(parts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Shapes as numbers: ("28x28x1", "10") -> ((28, 28, 1), (10,)).
+
+    Raises:
+        ConfigError: a part is no shape.
+    """
+    found = []
+    for part in parts:
+        sizes = part.split("x")
+        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            raise ConfigError(f"expected --parts as 28x28x1 or 100, found {part!r}")
+        found.append(tuple(map(int, sizes)))
+    return tuple(found)
 
 
 def flatten(options: Options) -> dict[str, Any]:
@@ -464,6 +490,11 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             "expected --scaling tokens beside --method next_token, and no other, found --method "
             f"{method} and --scaling {options.data.scaling}"
         )
+    if options.method.augment == "each" and method != "cross_modal":
+        raise ConfigError(
+            f"expected --augment each beside --method cross_modal, found {method}; take affine, "
+            "speech or noise"
+        )
     if options.method.augment == "noise" and options.method.method not in _ON_PAIRS:
         raise ConfigError(
             f"expected --augment noise beside --method {' or '.join(_ON_PAIRS)}, found {method}"
@@ -581,7 +612,7 @@ def _description() -> str:
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
         f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and of deep_cluster, "
-        f"{_LEAST_STEPS['next_token']:,} of next_token and of next_frame, and "
+        f"{_LEAST_STEPS['next_token']:,} of next_token, next_frame and cross_modal, and "
         f"{_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

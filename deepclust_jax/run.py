@@ -19,6 +19,7 @@ from deepclust_jax import augment, checkpoint, config, resets, stream, train
 from deepclust_jax.algorithms import (
     autoencoder,
     contrastive,
+    cross_modal,
     dcn,
     dec,
     deep_cluster,
@@ -38,6 +39,7 @@ METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
     "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
+    "cross_modal": cross_modal,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -48,6 +50,7 @@ FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 _DEVIATIONS = 0.05, 20.0
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _ON_PAIRS = ("contrastive", "info_max")
+_WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
@@ -146,6 +149,14 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
 
+    if method.method == "cross_modal":
+        parts = config.shapes(options.data.parts)
+        own = cross_modal.Config(**common, parts=parts, learning_rate=training.learning_rate)
+        optimizer = optax.adam(falling(training.learning_rate, training.epochs))
+        changes = [_change(part) for part in parts] if method.augment == "each" else None
+        change = changes and augment.each(parts, changes)
+        algorithm = cross_modal.build(own, shape[1:], optimizer=optimizer, augment=change)
+        return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
     if method.method in ("rotation", "deep_cluster", "next_token", "next_frame"):
@@ -198,6 +209,13 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         return [joint]
     start = contrastive_phase if method.method == "info_max" else encoder_phase
     return [start("pretrain", rate, epochs), joint]
+
+
+def _change(part: tuple[int, ...]) -> Callable[[Key, Array], Array] | None:
+    """What `--augment each` does to a modality of this shape."""
+    if len(part) != 3:
+        return None
+    return augment.speech if part[1:] == _WORD else _WIDE
 
 
 def checkpoint_bytes(options: config.Options, shape: tuple[int, ...]) -> int:
@@ -457,11 +475,13 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         )
     if method.augment == "affine" and len(row) != 3:
         raise config.ConfigError(f"--augment affine needs images [h, w, c], found rows {row}")
-    if method.augment == "speech" and (len(row) != 3 or row[1:] != (speech.COEFFICIENTS, 1)):
+    if method.augment == "speech" and (len(row) != 3 or row[1:] != _WORD):
         raise config.ConfigError(
             f"--augment speech needs the words of --scaling speech [t, {speech.COEFFICIENTS}, 1], "
             f"found rows {row}"
         )
+    if method.method == "cross_modal":
+        return _check_parts(options, row)
     if is_reader:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in ("rotation", "deep_cluster"):
@@ -473,6 +493,28 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+
+
+def _check_parts(options: config.Options, row: tuple[int, ...]) -> None:
+    parts = config.shapes(options.data.parts or ())
+    if len(parts) < 2:
+        raise config.ConfigError(
+            "--method cross_modal needs rows of two modalities or more; give the second as "
+            f"--partner, or the shapes of all as --parts, found {options.data.parts}"
+        )
+    wanted = sum(math.prod(part) for part in parts)
+    if row != (wanted,):
+        raise config.ConfigError(
+            f"expected rows of {wanted} numbers, which --parts {' '.join(options.data.parts)} "
+            f"make up, found rows of shape {row}"
+        )
+    network = options.network
+    if network.network == "conv" and network.precision != "float32":
+        raise config.ConfigError("--precision bfloat16 needs --network mlp")
+    if network.network == "conv" and not any(len(part) == 3 for part in parts):
+        raise config.ConfigError(
+            f"--network conv needs a modality of images [h, w, c], found {options.data.parts}"
+        )
 
 
 def _check_reader(module: Any, options: config.Options, row: tuple[int, ...]) -> None:

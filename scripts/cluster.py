@@ -27,6 +27,9 @@ class Options:
     data: Annotated[str, tyro.conf.Positional]
     """Name of a data set, or path of a file or folder of the kind that the run was trained on."""
 
+    partner: str | None = None
+    """The same of the second modality, where the run has two."""
+
     labels: str | None = None
     """Column of labels in the new data, which then is no feature."""
 
@@ -56,6 +59,7 @@ def cluster(options: Options) -> int:
 
     from deepclust_jax import config, data, run, train
     from deepclust_jax.data import preprocessing
+    from deepclust_jax.report import run_directory
 
     outputs = [path for path in (options.labels_out, options.embeddings_out) if path is not None]
     for path in outputs:
@@ -72,6 +76,14 @@ def cluster(options: Options) -> int:
         preprocessing=stored,
         limit=options.limit,
     )
+    second = options.run / run_directory.PARTNER
+    if second.is_dir() != (options.partner is not None):
+        has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
+        raise config.ConfigError(f"the run {options.run} has {has} modalities; {give} --partner")
+    if options.partner is not None:
+        own = preprocessing.load(second)
+        found = data.load(options.partner, kind=own.kind, preprocessing=own, limit=options.limit)
+        dataset = data.paired(dataset, found[0])
     if tuple(dataset.x.shape[1:]) != trained.shape:
         raise config.ConfigError(
             f"expected rows of shape {trained.shape} as in {options.run}, "

@@ -24,7 +24,7 @@ CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows; last
 OF_A_RUN = {
     CHECKSUM, "config.json", "checkpoint", "tensorboard", "metrics.csv",
     "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
-    "preprocessing.json", "preprocessing.npz", "cluster_sizes.png", "confusion.png",
+    "preprocessing.json", "preprocessing.npz", "partner", "cluster_sizes.png", "confusion.png",
     "embedding_map.png", "samples.png", "samples.md", "training.png",
 }  # fmt: skip
 
@@ -79,6 +79,9 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         scaling=options.data.scaling,
         limit=options.data.limit,
     )
+    if options.data.partner is not None:
+        other = data.load(options.data.partner, limit=options.data.limit)[0]
+        dataset = data.paired(dataset, other)
     files = data.row_files(options.data.data, limit=options.data.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
@@ -93,7 +96,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
             f"--augment speech needs sounds with --scaling speech, found {dataset.kind} data"
         )
     rows = rows_to_train(options, dataset)
-    options = with_clusters(config.resolve(given, rows.shape[0]), dataset)
+    options = with_parts(config.resolve(given, rows.shape[0]), dataset)
+    options = with_clusters(options, dataset)
     run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
     run.check_pairs(options, rows)
     if not options.run.resume:  # of which most is there
@@ -167,6 +171,19 @@ def rows_to_train(options: config.Options, dataset):
     return dataset.x[:left]
 
 
+def with_parts(options: config.Options, dataset) -> config.Options:
+    """The options with the shapes of the modalities of paired rows."""
+    if not dataset.parts:
+        return options
+    parts = tuple("x".join(map(str, part)) for part in dataset.parts)
+    if options.data.parts not in (None, parts):
+        raise config.ConfigError(
+            f"expected no --parts beside --partner, whose rows have {' '.join(parts)}, found "
+            f"{' '.join(options.data.parts)}"
+        )
+    return dataclasses.replace(options, data=dataclasses.replace(options.data, parts=parts))
+
+
 def with_clusters(options: config.Options, dataset) -> config.Options:
     """The options with `n_clusters`, from the documentation of a named set if not given; what
     --merge begins with is no more than the distinct rows trained on."""
@@ -223,7 +240,8 @@ def check_folder(options: config.Options) -> None:
     known = is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
-    for path in (options.data.data, options.data.labels, options.data.nuisance):
+    given = options.data
+    for path in (given.data, given.partner, given.labels, given.nuisance):
         inside = (
             path and os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())
         )

@@ -14,6 +14,7 @@ from deepclust_jax import checkpoint, train
 from deepclust_jax.algorithms import (
     autoencoder,
     contrastive,
+    cross_modal,
     dcn,
     dec,
     deep_cluster,
@@ -64,6 +65,10 @@ ALGORITHMS = {
         next_frame,
         next_frame.Config(3, 2, hidden=(8,), ahead=1, parts=2, n_init=2),
     ),
+    "cross_modal": (
+        cross_modal,
+        cross_modal.Config(**SMALL, parts=((4, 2, 1), (8,)), n_init=2),
+    ),
     "contrastive": (
         contrastive,
         contrastive.Config(
@@ -76,7 +81,7 @@ ALGORITHMS = {
     ),
 }
 # What they cluster once, and no epoch needs.
-AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation)
+AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
@@ -98,8 +103,14 @@ def case(request):
     """Module, config, rows and algorithm: the same object in all tests, so that each program is
     compiled once."""
     module, config = ALGORITHMS[request.param]
-    x = TOKENS if module is next_token else X
+    x = {next_token: TOKENS, cross_modal: X.reshape(N, -1)}.get(module, X)
     return module, config, x, module.build(config, x.shape[1:])
+
+
+def width(config):
+    """Of the codes; those of several modalities stand side by side."""
+    sides = len(config.parts) if isinstance(config, cross_modal.Config) else 1
+    return sides * config.embed_dim
 
 
 @functools.lru_cache
@@ -173,7 +184,7 @@ def test_shapes(case):
     )
     assert int(new.step) == 1 and all(value.shape == () for value in metrics.values())
     z, labels = train.embed(algorithm, new, x)
-    assert z.shape == (N, config.embed_dim)
+    assert z.shape == (N, width(config))
     assert labels.shape == (N,) and labels.dtype == jnp.int32
 
 
@@ -339,7 +350,9 @@ def test_works_with_another_network(case):
     other, rows = "conv", np.asarray(jax.random.uniform(KEY, (12, 9, 9, 1)))
     if module in (next_token, next_frame):
         other, rows = "transformer", x[:12]
+    if module is cross_modal:  # an image and a table
+        rows, config = rows.reshape(12, -1), dataclasses.replace(config, parts=((8, 9, 1), (9,)))
     algorithm = module.build(dataclasses.replace(config, network=other), rows.shape[1:])
     found = fit(module, KEY, algorithm, rows, epochs=2, batch_size=6)
     assert np.isfinite(found.metrics["loss"]).all()
-    assert train.embed(algorithm, found.state, rows)[0].shape == (12, config.embed_dim)
+    assert train.embed(algorithm, found.state, rows)[0].shape == (12, width(config))

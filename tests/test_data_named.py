@@ -20,10 +20,13 @@ COUNTS = {
     "fsdd": [300] * 10,
     "twenty_newsgroups": [799, 973, 985, 982, 963, 988, 975, 990, 996, 994]
     + [999, 991, 984, 990, 987, 997, 910, 940, 775, 628],
+    "mnist_of_fsdd": [300] * 10,
+    "emoji": None,
+    "emoji_names": None,
     "ag_news": [1900] * 4,
     "bbc_news": None,
 }
-ROWS = {"pbmc4k": 4271, "bbc_news": 2225}
+ROWS = {"pbmc4k": 4271, "bbc_news": 2225, "emoji": 1906, "emoji_names": 1906}
 SHAPES = {
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
@@ -32,6 +35,9 @@ SHAPES = {
     "cifar10": (32, 32, 3),
     "pendigits": (16,),
     "pbmc4k": (2000,),
+    "mnist_of_fsdd": (28, 28, 1),
+    "emoji": (32, 32, 3),
+    "emoji_names": (100,),
     "fsdd": (20, 12, 1),
     "twenty_newsgroups": (100,),
     "ag_news": (100,),

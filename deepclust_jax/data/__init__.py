@@ -2,7 +2,16 @@
 
 from deepclust_jax.data import preprocessing
 from deepclust_jax.data.clips import Clips
-from deepclust_jax.data.dataset import Dataset, load, nuisance, row_files
+from deepclust_jax.data.dataset import Dataset, load, nuisance, paired, row_files
 from deepclust_jax.data.errors import DataError
 
-__all__ = ["Clips", "DataError", "Dataset", "load", "nuisance", "preprocessing", "row_files"]
+__all__ = [
+    "Clips",
+    "DataError",
+    "Dataset",
+    "load",
+    "nuisance",
+    "paired",
+    "preprocessing",
+    "row_files",
+]

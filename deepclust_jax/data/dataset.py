@@ -1,9 +1,10 @@
 """Load a named data set or an own file: (rows ready to train on, labels or None)."""
 
 import difflib
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Dataset:
     classes: tuple[str, ...]  # names of the classes by label, to be shown; () without labels
     preprocessing: prep.Preprocessing
     checksum: str  # of the raw rows, see arrays.checksum
+    parts: tuple[tuple[int, ...], ...] = ()  # shapes of the modalities of `paired` rows
+    partner: prep.Preprocessing | None = None  # of the second modality, which has no raw rows here
 
 
 def load(
@@ -82,6 +85,25 @@ def load(
         preprocessing, arrays.checksum(raw),
     )  # fmt: skip
     return dataset, y
+
+
+def paired(one: Dataset, other: Dataset) -> Dataset:
+    """Rows of two modalities, one behind the other: row i of both is of the same thing.
+
+    x is float32 [n, d + e]; all else is of the first one, but for `parts`, `partner` and checksum.
+    Raises DataError if they have not as many rows, or these stay on disk.
+    """
+    if len(one.x) != len(other.x):
+        raise DataError(
+            f"expected as many rows of both modalities, found {len(one.x)} of {one.name} and "
+            f"{len(other.x)} of {other.name}"
+        )
+    if isinstance(one.x, prep.Rows) or isinstance(other.x, prep.Rows):
+        raise DataError("two modalities must fit in memory; use --limit, or smaller files")
+    x = np.concatenate([a.x.reshape(len(a.x), -1) for a in (one, other)], axis=1)
+    checksum = hashlib.sha256((one.checksum + other.checksum).encode()).hexdigest()
+    parts = tuple(tuple(a.x.shape[1:]) for a in (one, other))
+    return replace(one, x=x, checksum=checksum, parts=parts, partner=other.preprocessing)
 
 
 def nuisance(

@@ -90,6 +90,23 @@ def _fsdd(path: Path) -> Content:
     return Clips(tuple(clips), int(rate)), y
 
 
+def _images_of_clips(path: Path) -> Content:
+    """An image of MNIST for each clip of fsdd, of the same digit, none twice."""
+    images, digits = read("mnist")
+    y = _fsdd(path)[1]
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen = np.empty(len(y), np.int64)
+    for digit in np.unique(y):
+        rows = np.flatnonzero(y == digit)
+        chosen[rows] = order[digits[order] == digit][: len(rows)]
+    return images[chosen], y
+
+
+def _emoji_names(path: Path) -> Content:
+    texts, y = _arrays("text", "y")(path)
+    return [str(text) for text in texts], y
+
+
 def _texts(path: Path) -> Content:
     texts, y = documents.read_jsonl(path, "label")
     if y is None:
@@ -150,6 +167,25 @@ NAMED = {
         nuisance="speaker",
         origin="the Free Spoken Digit Dataset: audio int16, offsets [3001], y, sample_rate, and if "
         "wanted speaker; or give its wav files as a folder with one sub-folder per digit",
+    ),
+    # Row i is of the thing of which row i of fsdd is, or of emoji.
+    "mnist_of_fsdd": Named(
+        "fsdd.npz",
+        "image",
+        10,
+        _images_of_clips,
+        origin="the Free Spoken Digit Dataset, see fsdd",
+    ),
+    "emoji": Named(
+        "emoji_image_text.npz",
+        "image",
+        9,
+        _plain,
+        origin="the npm package emoji-datasource-twitter 16.0.0: X uint8 [1906, 32, 32, 3], text, "
+        "y (the Unicode category)",
+    ),
+    "emoji_names": Named(
+        "emoji_image_text.npz", "text", 9, _emoji_names, origin="the same package, see emoji"
     ),
     "twenty_newsgroups": Named(
         "twenty_newsgroups.jsonl.gz", "text", 20, _newsgroups, download=sources.twenty_newsgroups

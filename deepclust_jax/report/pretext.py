@@ -9,6 +9,7 @@ import numpy as np
 
 from deepclust_jax import config, run, train
 from deepclust_jax.algorithms import deep_cluster, next_token, rotation
+from deepclust_jax.clustering import kmeans
 from deepclust_jax.data import Dataset, tokens
 from deepclust_jax.report import scores
 
@@ -69,6 +70,21 @@ def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
         "agreement": trained.state.agreement, "used": deep_cluster.used(trained.state.sizes)
     }  # fmt: skip
     return {name: scores.summary(np.asarray(values)) for name, values in found.items()}
+
+
+def of_cross_modal(
+    options: config.Options, x: np.ndarray, trained: run.Trained, labels: np.ndarray
+) -> dict[str, Any]:
+    """Scores of k-means on the features of each modality alone, of all rows and runs."""
+    parts, k = config.shapes(options.data.parts), options.data.n_clusters
+    z = train.embed(trained.algorithm, trained.state, x)[0]
+    clusters = []
+    for own in np.split(np.asarray(z), len(parts), axis=2):
+        pairs = zip(run.seed_keys(options), own, strict=True)
+        found = [kmeans.assign(rows, kmeans.fit(key, rows, k).centroids)[0] for key, rows in pairs]
+        clusters.append(np.stack(found))
+    each = zip(options.data.parts, clusters, strict=True)
+    return {"modalities": [{"shape": s, "external": scores.external(c, labels)} for s, c in each]}
 
 
 _GIVEN = 8  # tokens of a document that a text begins with

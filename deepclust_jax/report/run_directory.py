@@ -21,6 +21,8 @@ from deepclust_jax.report import (
     words,
 )
 
+PARTNER = "partner"  # folder in that of a run: the preprocessing of the second modality
+
 
 def write(
     folder: Path,
@@ -67,6 +69,8 @@ def write(
         report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
     if options.method.method == "deep_cluster":
         report["pretext"] = pretext.of_deep_cluster(trained)
+    if options.method.method == "cross_modal" and labels is not None:
+        report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
@@ -79,6 +83,9 @@ def write(
     if files:
         write_labels_by_file(folder / "labels.csv", files, found)
     preprocessing.save(dataset.preprocessing, folder)
+    if dataset.partner is not None:
+        (folder / PARTNER).mkdir(exist_ok=True)
+        preprocessing.save(dataset.partner, folder / PARTNER)
     distances = np.sum((z - centroids[found]) ** 2, axis=-1)
     if dataset.kind == "text":
         report["words"] = words.telling(dataset.raw, found)

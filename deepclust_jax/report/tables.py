@@ -60,10 +60,16 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
-    """How well texts are told, what became of the classes of deep_cluster, or how well turns are
-    told, in all and by class, and the clusters of every block."""
+    """What each modality says alone, how well texts are told, what became of the classes of
+    deep_cluster, or how well turns are told, in all and by class, and the clusters of every
+    block."""
     if found is None:
         return []
+    if "modalities" in found:
+        return [
+            f"modality {one['shape']} alone: {_first(one['external'], ' %')}"
+            for one in found["modalities"]
+        ]
     if "perplexity" in found:
         own = _row("", found["perplexity"], [], _number)[1]
         return [

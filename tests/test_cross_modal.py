@@ -1,0 +1,221 @@
+"""Several modalities: the loss by hand, what is shared and what is not, and the data of pairs."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_scripts import CLUSTER, TRAIN, done, refused, report_of
+
+from deepclust_jax import augment, config, data, run, train
+from deepclust_jax.algorithms import cross_modal
+from deepclust_jax.data import named, preprocessing
+from deepclust_jax.types import Batch
+
+KEY = jax.random.key(0)
+PARTS = ((4, 4, 1), (6,))
+SMALL = cross_modal.Config(3, PARTS, embed_dim=4, hidden=(16,), n_init=2)
+
+
+def pairs(n=120, seed=0):
+    """Two modalities of three things, each with much of its own that says nothing of them."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    own = rng.integers(3, size=(2, n))
+    parts = []
+    for d, nuisance in zip((16, 6), own, strict=True):
+        things, others = rng.normal(size=(2, 3, d))
+        x = things[y] + 2.0 * others[nuisance] + 0.1 * rng.normal(size=(n, d))
+        parts.append(x)
+    return np.float32(np.concatenate(parts, axis=1)), y, own
+
+
+def test_parts_are_cut_where_their_shapes_say():
+    x = jnp.arange(44.0).reshape(2, 22)
+    image, table = augment.parts_of(x, PARTS)
+    np.testing.assert_array_equal(image, x[:, :16].reshape(2, 4, 4, 1))
+    np.testing.assert_array_equal(table, x[:, 16:])
+
+
+def test_each_modality_is_changed_by_its_own_change_and_draw():
+    change = augment.each(PARTS, [augment.noise, None])
+    x = jnp.zeros(22)
+    found = change(KEY, x)
+    assert (found[:16] != 0).all() and (found[16:] == 0).all()
+    both = augment.each(((6,), (6,)), [augment.noise, augment.noise])(KEY, jnp.zeros(12))
+    assert (both[:6] != both[6:]).all()
+    assert run._change((28, 28, 1)) is run._WIDE and run._change((20, 12, 1)) is augment.speech
+    assert run._change((100,)) is None
+
+
+def test_agreement_is_that_of_both_papers():
+    rng = np.random.default_rng(0)
+    one, other = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 4, 3)))
+    mask, t = np.array([1.0, 1.0, 0.0, 1.0]), 0.3
+    found = cross_modal.agreement(*map(jnp.float32, (one, other)), jnp.float32(mask), t)
+    for i in (0, 1, 3):
+        e = np.exp(one @ other.T / t)
+        forth, back = e[i, i] / e[i, mask > 0].sum(), e[i, i] / e[mask > 0, i].sum()
+        assert float(found[i]) == pytest.approx(-0.5 * (np.log(forth) + np.log(back)), rel=1e-4)
+    assert float(found[2]) == 0.0
+
+
+def test_loss_is_the_mean_over_pairs_of_modalities():
+    parts = ((3,), (4,), (5,))
+    own = dataclasses.replace(SMALL, parts=parts)
+    nets = cross_modal.build_nets(own, (12,))
+    algorithm = cross_modal.build(own, (12,))
+    x = jax.random.normal(KEY, (8, 12))
+    batch = Batch(x, jnp.arange(8), jnp.ones(8))
+    state = algorithm.init(KEY, batch)
+    value, metrics = cross_modal.loss(state.params, state, batch, KEY, nets=nets, config=own)
+    z = cross_modal.features(state, x, nets, parts)  # by the statistics of this very batch
+    costs = [
+        cross_modal.agreement(a, b, jnp.ones(8), own.temperature)
+        for a, b in itertools.combinations(z, 2)
+    ]
+    assert float(value) == pytest.approx(float(jnp.mean(jnp.stack(costs))), rel=1e-4)
+    assert -1.0 <= float(metrics["alignment"]) <= 1.0
+
+
+def test_what_both_share_is_found_and_what_one_has_alone_is_not():
+    x, y, own = pairs(300)
+    algorithm = cross_modal.build(SMALL, (22,))
+    fitted = train.fit(
+        KEY, algorithm, x, epochs=60, batch_size=60, refresh_every=0, refresh_at_end=True
+    )
+    z, found = train.embed(algorithm, fitted.state, x)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1.0, atol=1e-5)
+    from deepclust_jax import metrics
+
+    assert metrics.accuracy(y, np.asarray(found)) > 0.95
+    # Clusters of the rows as they are follow what says nothing.
+    from deepclust_jax.clustering import kmeans
+
+    rows = jnp.asarray(x)
+    alone = np.asarray(kmeans.assign(rows, kmeans.fit(KEY, rows, 3, n_init=5).centroids)[0])
+    assert metrics.accuracy(y, alone) < 0.8
+    assert max(metrics.nmi(o, np.asarray(found)) for o in own) < 0.1
+
+
+@pytest.mark.parametrize(
+    "parts, shape",
+    [((), (22,)), (((22,),), (22,)), (PARTS, (23,)), (PARTS, (22, 1))],
+)
+def test_rows_that_are_not_made_up_of_modalities_are_refused(parts, shape):
+    with pytest.raises(ValueError, match="expected two modalities or more that make up rows"):
+        cross_modal.build(dataclasses.replace(SMALL, parts=parts), shape)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    x, y, _ = pairs()
+    np.save(folder / "one.npy", x[:, :16])
+    np.save(folder / "other.npy", x[:, 16:])
+    np.save(folder / "both.npy", x)
+    np.save(folder / "y.npy", y)
+    np.save(folder / "few.npy", x[:50, 16:])
+    return folder
+
+
+TINY = ["--method", "cross_modal", "--hidden", "16", "--embed-dim", "4", "--n-clusters", "3"]
+TINY += ["--epochs", "3", "--seeds", "2"]
+
+
+@pytest.fixture(scope="module")
+def run_of_pairs(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    given = ["--data", files / "one.npy", "--partner", files / "other.npy"]
+    return out, done(TRAIN, *given, "--labels", files / "y.npy", *TINY, "--out", out)
+
+
+def test_a_run_of_two_files(run_of_pairs, files):
+    out, printed = run_of_pairs
+    report = report_of(out)
+    assert report["options"]["parts"] == ["16", "6"] and report["data"]["shape"] == [120, 22]
+    assert "modality 16 alone: accuracy" in printed and "modality 6 alone: accuracy" in printed
+    z = np.load(out / "embeddings.npy")
+    assert z.shape == (120, 8)
+    again = out.parent / "again"
+    done(TRAIN, "--config", out / "config.json", "--out", again)
+    np.testing.assert_array_equal(
+        np.load(again / "labels_all.npy"), np.load(out / "labels_all.npy")
+    )
+
+
+def test_one_file_with_the_shapes_of_its_modalities_is_the_same(run_of_pairs, files, tmp_path):
+    out = tmp_path / "run"
+    given = ["--data", files / "both.npy", "--parts", "16", "6"]
+    done(TRAIN, *given, *TINY, "--out", out)
+    np.testing.assert_array_equal(
+        np.load(out / "labels_all.npy"), np.load(run_of_pairs[0] / "labels_all.npy")
+    )
+
+
+def test_new_pairs_are_assigned_to_the_clusters_of_a_run(run_of_pairs, files, tmp_path):
+    out, file = run_of_pairs[0], tmp_path / "labels.npy"
+    given = [out, files / "one.npy", "--labels-out", file]
+    done(CLUSTER, *given, "--partner", files / "other.npy")
+    np.testing.assert_array_equal(np.load(file), np.load(out / "labels.npy"))
+    again = [*given, "--overwrite"]
+    assert "has two modalities; give --partner" in refused(CLUSTER, *again)
+    few = refused(CLUSTER, *again, "--partner", files / "few.npy")
+    assert "expected as many rows of both modalities, found 120 of one.npy and 50 of few.npy" in few
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--partner", "few.npy"], "expected as many rows of both modalities, found 120"),
+        ([], "--method cross_modal needs rows of two modalities or more; give the second as"),
+        (["--parts", "10", "7"], "expected rows of 17 numbers, which --parts 10 7 make up"),
+        (["--parts", "4xa", "7"], "expected --parts as 28x28x1 or 100, found '4xa'"),
+        (["--partner", "other.npy", "--parts", "8", "14"], "expected no --parts beside --partner"),
+        (["--partner", "other.npy", "--network", "conv"], "--network conv needs a modality of"),
+        (["--partner", "no.npy"], "no file or folder"),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused(files, tmp_path, args, words):
+    args = [files / a if a in ("few.npy", "other.npy") else a for a in args]
+    out = tmp_path / "run"
+    assert words in refused(TRAIN, "--data", files / "one.npy", *TINY, *args, "--out", out)
+    assert not out.exists()
+
+
+def test_changes_of_modalities_are_of_this_method_alone():
+    options = config.Options(method=config.Method(method="dcn", augment="each"))
+    with pytest.raises(config.ConfigError, match="--augment each beside --method cross_modal"):
+        config.resolve(options)
+
+
+def test_paired_rows_are_those_of_both(files):
+    one, other = (data.load(files / f"{name}.npy")[0] for name in ("one", "other"))
+    both = data.paired(one, other)
+    np.testing.assert_array_equal(both.x, np.concatenate([one.x, other.x], axis=1))
+    assert both.parts == ((16,), (6,)) and both.partner is other.preprocessing
+    assert both.checksum not in (one.checksum, other.checksum)
+    assert both.checksum != data.paired(other, one).checksum
+    big = dataclasses.replace(other, x=preprocessing.Rows(other.preprocessing, other.raw))
+    with pytest.raises(data.DataError, match="two modalities must fit in memory"):
+        data.paired(one, big)
+
+
+def test_images_of_clips_are_of_the_same_digit(data_dir):
+    images, y = named.read("mnist_of_fsdd")
+    clips, digits = named.read("fsdd")
+    np.testing.assert_array_equal(y, digits)
+    assert len(images) == len(clips) == 3000
+    assert len(np.unique(images.reshape(3000, -1), axis=0)) == 3000  # none twice
+    whole, all_digits = named.read("mnist")
+    known = {image.tobytes(): digit for image, digit in zip(whole, all_digits, strict=True)}
+    assert all(known[image.tobytes()] == digit for image, digit in zip(images, y, strict=True))
+
+
+def test_emoji_have_pictures_and_names(data_dir):
+    images, y = named.read("emoji")
+    names, same = named.read("emoji_names")
+    np.testing.assert_array_equal(y, same)
+    assert images.shape == (1906, 32, 32, 3) and names[0] == "grinning face grinning"
