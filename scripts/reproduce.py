@@ -33,7 +33,9 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Networks of their own, from which nothing else starts.
-_OWN = ("rotation", "deep_cluster", "next_token", "next_frame")
+_OWN = ("rotation", "deep_cluster", "next_token", "next_frame", "cross_modal")
+# The second modality of the data sets that have one.
+PARTNERS = {"mnist_of_fsdd": "fsdd", "emoji": "emoji_names"}
 # Trained from nothing, in one phase.
 _ALONE = ("autoencoder", "contrastive", *_OWN)
 
@@ -45,7 +47,8 @@ Row = Literal[
     "contrastive-affine", "contrastive-speech", "info_max", "info_max-noise", "info_max-affine",
     "info_max-speech", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
-    "deep_cluster", "deep_cluster-affine", "next_token", "next_frame",
+    "deep_cluster", "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
+    "cross_modal-each",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -53,7 +56,8 @@ ROWS: tuple[Row, ...] = (
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
     "info_max-affine", "contrastive-speech", "info_max-speech", "rotation", "deep_cluster",
-    "deep_cluster-affine", "next_token", "next_frame", "autoencoder-paper",
+    "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
+    "cross_modal-each", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -99,7 +103,8 @@ class Options:
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
     shifts images at random while they train; merge finds the number of clusters. affine and
     deep_cluster are left out where there are no images, rotation also where they are not square,
-    next_token where there are no texts, next_frame and speech where there are no sounds."""
+    next_token where there are no texts, next_frame and speech where there are no sounds,
+    cross_modal where there is no second modality."""
 
     seeds: int = 10
     """Seeds 0 to this number less one."""
@@ -152,17 +157,22 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, {why_not}")
             elif {"speech", "next_frame"} & set(parts) and dataset.kind != "audio":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no sounds")
+            elif "cross_modal" in parts and name not in PARTNERS:
+                print(f"{name} {row}: left out, it has no second modality")
             elif "rotation" in parts and shape[0] != shape[1]:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
+        if any(row.startswith("cross_modal") for row in rows):
+            paired = data.paired(dataset, data.load(PARTNERS[name])[0])
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
             for row in rows:
-                seeds = [seed for seed in group if not is_done(dataset, row, seed)]
+                used = paired if row.startswith("cross_modal") else dataset
+                seeds = [seed for seed in group if not is_done(used, row, seed)]
                 try:
                     if seeds:
-                        train_cells(read if row == "next_token" else dataset, labels, row, seeds)
+                        train_cells(read if row == "next_token" else used, labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
@@ -181,13 +191,17 @@ def cell_options(dataset: Any, row: str) -> Any:
     method, *changes = row.split("-")
     is_float32 = "float32" in changes or method in (*_ON_PAIRS, *_OWN)
     k = None if "merge" in changes else dataset.n_clusters
+    parts = tuple("x".join(map(str, part)) for part in dataset.parts) or None
+    partner = PARTNERS[dataset.name] if parts else None
     return config.resolve(
         config.Options(
-            data=config.Data(data=dataset.name, n_clusters=k),
+            data=config.Data(data=dataset.name, partner=partner, parts=parts, n_clusters=k),
             method=config.Method(
                 method=method,
                 profile="paper" if "paper" in changes else "practical",
-                augment=next((a for a in ("affine", "speech", "noise") if a in changes), "none"),
+                augment=next(
+                    (a for a in ("affine", "speech", "each", "noise") if a in changes), "none"
+                ),
                 metric="euclidean" if "euclidean" in changes else None,
                 merge="merge" in changes,
             ),
@@ -420,6 +434,9 @@ def quality_table() -> str:
         "euclidean: the autoencoders of the practical profile with the published k-means, in whose "
         "metric the code is taken as it is. affine: images are turned and shifted at random in the "
         "joint phase; by contrastive and info_max also scaled and sheared, in both phases. "
+        "cross_modal has the second modality too, and is told which image is of which clip, or "
+        "which name is of which emoji; each: images are turned, shifted, scaled and sheared, words "
+        "as by speech. "
         "speech: views of a word as other voices may say it. "
         "noise: twice as large as the distance to a neighbour, on rows of any kind. "
         "info_max has no published figure for this network: beside it stands the highest of any "
@@ -428,7 +445,7 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, deep_cluster, next_token, next_frame and those marked float32. "
+        "rotation, deep_cluster, next_token, next_frame, cross_modal and those marked float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

@@ -36,6 +36,9 @@ SHORT = {
         "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 1e-3,
         "decay": 1.0,
     },
+    "cross_modal": {
+        "hidden": (8,), "embed_dim": 4, "epochs": 2, "learning_rate": 1e-3, "decay": 1.0,
+    },
     "next_token": {
         "network": "gru", "hidden": (8,), "embed_dim": 4, "batch_size": 32, "epochs": 2,
         "learning_rate": 3e-3, "decay": 1.0,
@@ -178,6 +181,22 @@ def test_networks_of_their_own_are_trained_from_nothing_in_one_phase(folder, row
     assert options["precision"] == "float32" and options["network"] == "conv"
     assert options["augment"] == ("affine" if "affine" in row else "none")
     assert f"| digits | {row} |" in REPRODUCE.quality_table()
+
+
+def test_cross_modal_has_the_second_modality_and_the_others_have_not(folder, monkeypatch):
+    monkeypatch.setattr(REPRODUCE, "PARTNERS", {"digits": "digits"})
+    args = ["--data", "digits", "--seeds", "1", "--rows", "kmeans", "cross_modal-each"]
+    assert REPRODUCE.main(args) == 0
+    kmeans, both = (
+        json.loads(REPRODUCE.cell_file("digits", row, 0).read_text())["recipe"]
+        for row in ("kmeans", "cross_modal-each")
+    )
+    assert kmeans["checksum"] == data.load("digits")[0].checksum != both["checksum"]
+    options = both["options"]
+    assert (options["partner"], options["parts"]) == ("digits", ["8x8x1", "8x8x1"])
+    assert (options["augment"], options["precision"]) == ("each", "float32")
+    monkeypatch.setattr(REPRODUCE, "train_cells", lambda *args: pytest.fail("trained again"))
+    assert REPRODUCE.main(args) == 0
 
 
 def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
@@ -362,6 +381,8 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", *rows]) == 0
     found = capsys.readouterr().out
     assert all(f"digits {row}: left out, tabular rows are no sounds" in found for row in rows)
+    assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", "cross_modal"]) == 0
+    assert "digits cross_modal: left out, it has no second modality" in capsys.readouterr().out
 
 
 def test_next_token_is_left_out_where_its_library_is_missing(monkeypatch, capsys):
