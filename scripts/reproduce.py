@@ -408,11 +408,11 @@ def quality_table() -> str:
         if len(files) > 2:
             own = values["accuracy"]
             choices.append((own[chosen] - own.mean(), own.max() - own[chosen]))
-        spread = [_mean(v) for v in values.values()]
+        spread = [mean(v) for v in values.values()]
         name = row
         if "merge" in row.split("-"):
             found = np.array([len(np.unique(own)) for own in labels], float)
-            name += f", {_mean(found)} clusters"
+            name += f", {mean(found)} clusters"
         published = PUBLISHED.get((data, row.removesuffix("-float32")), "–")
         lines.append(
             f"| {data} | {name} | {' | '.join(spread)} | {values['accuracy'][chosen]:.1f} | "
@@ -453,7 +453,7 @@ def quality_table() -> str:
     return "\n".join(lines)
 
 
-def _mean(values: np.ndarray) -> str:
+def mean(values: np.ndarray) -> str:
     """Mean ± std over seeds, or the mean alone for one."""
     mean = f"{values.mean():.1f}"
     return f"{mean} ± {values.std(ddof=1):.1f}" if len(values) > 1 else mean
