@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-NAMES = ("01_quickstart", "02_write_your_own_loss")
+NAMES = ("01_quickstart", "02_write_your_own_loss", "03_sounds_and_pictures")
+ON_DATA = ("03_sounds_and_pictures",)  # of DEEPCLUST_DATA_DIR
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def test_every_source_is_tested_and_stored(execute):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_source_runs(name, monkeypatch, capsys):
+def test_source_runs(name, monkeypatch, capsys, request):
+    if name in ON_DATA:
+        request.getfixturevalue("data_dir")
     pytest.importorskip("IPython", reason="IPython is not installed: no notebooks")
     monkeypatch.setenv("DEEPCLUST_FAST", "1")
     names = runpy.run_path(str(FOLDER / f"{name}.py"))
@@ -74,6 +77,7 @@ def test_stored_notebook_has_nothing_that_changes_by_itself(name):
 
 def test_stored_notebook_is_not_of_the_fast_setting():
     seeds = {"01_quickstart": "(3, 1797", "02_write_your_own_loss": "5 seeds show"}
+    seeds["03_sounds_and_pictures"] = "3000 clips at 8000 Hz"
     for name, expected in seeds.items():
         assert expected in str([cell.get("outputs") for cell in stored(name).cells])
 
