@@ -18,7 +18,10 @@ import tyro
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
-_DECIDING = ("data", "partner", "limit", "method", "profile", "batch_size", "pretrain_epochs")
+_DECIDING = (
+    "data", "partner", "kind", "scaling", "limit", "method", "profile", "batch_size",
+    "pretrain_epochs",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,6 +492,12 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         raise ConfigError(
             "expected --scaling tokens beside --method next_token, and no other, found --method "
             f"{method} and --scaling {options.data.scaling}"
+        )
+    if shapes(options.data.parts or ()) and not options.data.partner and method != "cross_modal":
+        raise ConfigError(f"--parts is no option of --method {method}; leave it out")
+    if method in (*_ON_PAIRS, "cross_modal") and options.training.batch_size == 1:
+        raise ConfigError(
+            f"expected --batch-size >= 2 beside --method {method}, which compares rows, found 1"
         )
     if options.method.augment == "each" and method != "cross_modal":
         raise ConfigError(

@@ -153,7 +153,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         parts = config.shapes(options.data.parts)
         own = cross_modal.Config(**common, parts=parts, learning_rate=training.learning_rate)
         optimizer = optax.adam(falling(training.learning_rate, training.epochs))
-        changes = [_change(part) for part in parts] if method.augment == "each" else None
+        changes = [change_of(part) for part in parts] if method.augment == "each" else None
         change = changes and augment.each(parts, changes)
         algorithm = cross_modal.build(own, shape[1:], optimizer=optimizer, augment=change)
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
@@ -166,7 +166,8 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         if method.method == "next_token":
             common |= {"filled": filled}
         if method.method == "deep_cluster":
-            # Of streamed rows those that a refresh clusters.
+            # A refresh clusters no more of rows that stream; the same for those that do not, so
+            # that the state is of one shape on every device.
             n = stream.sample_size(jax.ShapeDtypeStruct(shape, np.float32))
             common |= {"n_classes": min(10 * options.data.n_clusters, max(n // 4, 1))}
         module = METHODS[method.method]
@@ -211,7 +212,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
     return [start("pretrain", rate, epochs), joint]
 
 
-def _change(part: tuple[int, ...]) -> Callable[[Key, Array], Array] | None:
+def change_of(part: tuple[int, ...]) -> Callable[[Key, Array], Array] | None:
     """What `--augment each` does to a modality of this shape."""
     if len(part) != 3:
         return None
@@ -507,6 +508,11 @@ def _check_parts(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError(
             f"expected rows of {wanted} numbers, which --parts {' '.join(options.data.parts)} "
             f"make up, found rows of shape {row}"
+        )
+    if options.method.augment == "each" and not any(map(change_of, parts)):
+        raise config.ConfigError(
+            "--augment each needs a modality of images or of words of --scaling speech, found "
+            f"--parts {' '.join(options.data.parts)}"
         )
     network = options.network
     if network.network == "conv" and network.precision != "float32":

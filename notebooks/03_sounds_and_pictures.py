@@ -46,7 +46,7 @@ LIMIT = 300 if FAST else None
 
 # %%
 dataset, labels = data.load("fsdd", limit=LIMIT)
-speakers = data.nuisance("fsdd", len(dataset.x), limit=LIMIT)
+speakers = data.nuisance("fsdd", dataset.whole, limit=LIMIT)
 x = dataset.x
 print(f"{len(dataset.raw)} clips at {dataset.raw.sample_rate} Hz -> rows {x.shape}")
 display(Audio(audio.as_float(dataset.raw[0]), rate=dataset.raw.sample_rate))

@@ -138,6 +138,8 @@ def main(args: list[str] | None = None) -> int:
     for name in options.data:
         try:
             dataset, labels = data.load(name)
+            if name in PARTNERS and any(row.startswith("cross_modal") for row in options.rows):
+                paired = data.paired(dataset, data.load(PARTNERS[name])[0])
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -163,8 +165,6 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
-        if any(row.startswith("cross_modal") for row in rows):
-            paired = data.paired(dataset, data.load(PARTNERS[name])[0])
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
             for row in rows:

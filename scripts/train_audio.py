@@ -10,7 +10,11 @@ contrastive --augment speech`). Below the scores by classes come those by speake
 clusters should not follow.
 """
 
+import argparse
 import sys
+from pathlib import Path
+
+from deepclust_jax import config
 
 
 def main(args: list[str] | None = None) -> int:
@@ -19,8 +23,16 @@ def main(args: list[str] | None = None) -> int:
 
     args = sys.argv[1:] if args is None else args
     given = {arg.split("=")[0] for arg in args}
-    if given & {"--config", "--resume"}:  # whose options are all there
+    if "--resume" in given:  # a run, whose options are all there
         return train(args)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(args)[0].config
+    if file is not None:
+        try:
+            given |= {f"--{name}" for name in config.read(file)}
+        except config.ConfigError:
+            return train(args)  # which says so
     ours = {"--data": "fsdd", "--scaling": "speech"}
     if "--method" not in given:
         ours |= {"--method": "contrastive", "--augment": "speech"}

@@ -81,12 +81,17 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     )
     if options.data.partner is not None:
         other = data.load(options.data.partner, limit=options.data.limit)[0]
+        if options.data.labels in other.names:
+            raise config.ConfigError(
+                f"expected no column {options.data.labels} of --labels among the features of "
+                f"--partner {options.data.partner}; remove it there"
+            )
         dataset = data.paired(dataset, other)
     files = data.row_files(options.data.data, limit=options.data.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{options.data.data} changed while it was read; run again")
     nuisance = data.nuisance(
-        options.data.data, len(dataset.x), file=options.data.nuisance, limit=options.data.limit
+        options.data.data, dataset.whole, file=options.data.nuisance, limit=options.data.limit
     )
     if options.method.augment == "affine" and dataset.kind != "image":
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
@@ -175,6 +180,8 @@ def with_parts(options: config.Options, dataset) -> config.Options:
     """The options with the shapes of the modalities of paired rows."""
     if not dataset.parts:
         return options
+    if options.method.augment == "each":
+        check_changes(dataset)
     parts = tuple("x".join(map(str, part)) for part in dataset.parts)
     if options.data.parts not in (None, parts):
         raise config.ConfigError(
@@ -182,6 +189,21 @@ def with_parts(options: config.Options, dataset) -> config.Options:
             f"{' '.join(options.data.parts)}"
         )
     return dataclasses.replace(options, data=dataclasses.replace(options.data, parts=parts))
+
+
+def check_changes(dataset) -> None:
+    """Raise ConfigError where a modality looks like what `--augment each` changes, and is not."""
+    from deepclust_jax import augment, run
+
+    for part, own in zip(dataset.parts, (dataset.preprocessing, dataset.partner), strict=True):
+        is_word = own.settings.get("scaling") == "speech"
+        wanted = "speech" if is_word else "affine" if own.kind == "image" else None
+        found = run.change_of(part)
+        if found is not None and wanted != ("speech" if found is augment.speech else "affine"):
+            raise config.ConfigError(
+                f"--augment each takes {own.kind} rows of shape {part} for others; take none, or "
+                "other sizes"
+            )
 
 
 def with_clusters(options: config.Options, dataset) -> config.Options:
@@ -226,7 +248,7 @@ def is_run(folder: Path) -> bool:
         names = config.read(folder / config.FILE)
     except config.ConfigError:
         return False
-    return {field.name for field in dataclasses.fields(config.Data)} <= set(names)
+    return {"data", "n_clusters", "method", "seeds"} <= set(names)
 
 
 def check_folder(options: config.Options) -> None:

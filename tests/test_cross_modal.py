@@ -46,8 +46,8 @@ def test_each_modality_is_changed_by_its_own_change_and_draw():
     assert (found[:16] != 0).all() and (found[16:] == 0).all()
     both = augment.each(((6,), (6,)), [augment.noise, augment.noise])(KEY, jnp.zeros(12))
     assert (both[:6] != both[6:]).all()
-    assert run._change((28, 28, 1)) is run._WIDE and run._change((20, 12, 1)) is augment.speech
-    assert run._change((100,)) is None
+    assert run.change_of((28, 28, 1)) is run._WIDE
+    assert run.change_of((20, 12, 1)) is augment.speech and run.change_of((100,)) is None
 
 
 def test_agreement_is_that_of_both_papers():
@@ -118,6 +118,7 @@ def files(tmp_path_factory):
     np.save(folder / "both.npy", x)
     np.save(folder / "y.npy", y)
     np.save(folder / "few.npy", x[:50, 16:])
+    np.save(folder / "twelve.npy", np.arange(120 * 72, dtype=np.uint8).reshape(120, 6, 12))
     return folder
 
 
@@ -136,7 +137,8 @@ def test_a_run_of_two_files(run_of_pairs, files):
     out, printed = run_of_pairs
     report = report_of(out)
     assert report["options"]["parts"] == ["16", "6"] and report["data"]["shape"] == [120, 22]
-    assert "modality 16 alone: accuracy" in printed and "modality 6 alone: accuracy" in printed
+    assert "modality 1 (16) alone: accuracy" in printed
+    assert "modality 2 (6) alone: accuracy" in printed
     z = np.load(out / "embeddings.npy")
     assert z.shape == (120, 8)
     again = out.parent / "again"
@@ -164,12 +166,20 @@ def test_new_pairs_are_assigned_to_the_clusters_of_a_run(run_of_pairs, files, tm
     assert "has two modalities; give --partner" in refused(CLUSTER, *again)
     few = refused(CLUSTER, *again, "--partner", files / "few.npy")
     assert "expected as many rows of both modalities, found 120 of one.npy and 50 of few.npy" in few
+    few = refused(CLUSTER, *again, "--partner", files / "few.npy", "--limit", "20")
+    assert "found 120 of one.npy and 50 of few.npy" in few
 
 
 @pytest.mark.parametrize(
     "args, words",
     [
         (["--partner", "few.npy"], "expected as many rows of both modalities, found 120"),
+        # Trap: a limit that both have takes rows of each that do not belong together.
+        (["--partner", "few.npy", "--limit", "20"], "of both modalities, found 120 of one.npy"),
+        (["--partner", "other.npy", "--augment", "each"], "--augment each needs a modality of"),
+        (["--partner", "other.npy", "--batch-size", "1"], "expected --batch-size >= 2 beside"),
+        (["--partner", "twelve.npy", "--augment", "each"], "takes image rows of shape (6, 12, 1)"),
+        (["--method", "dcn", "--parts", "8", "8"], "--parts is no option of --method dcn"),
         ([], "--method cross_modal needs rows of two modalities or more; give the second as"),
         (["--parts", "10", "7"], "expected rows of 17 numbers, which --parts 10 7 make up"),
         (["--parts", "4xa", "7"], "expected --parts as 28x28x1 or 100, found '4xa'"),
@@ -179,10 +189,27 @@ def test_new_pairs_are_assigned_to_the_clusters_of_a_run(run_of_pairs, files, tm
     ],
 )
 def test_pairs_that_cannot_work_are_refused(files, tmp_path, args, words):
-    args = [files / a if a in ("few.npy", "other.npy") else a for a in args]
+    args = [files / a if a in ("few.npy", "other.npy", "twelve.npy") else a for a in args]
     out = tmp_path / "run"
     assert words in refused(TRAIN, "--data", files / "one.npy", *TINY, *args, "--out", out)
     assert not out.exists()
+
+
+def test_labels_are_no_features_of_the_partner(tmp_path):
+    """Label firewall: a column of labels in the one table may be one of the other too."""
+    for name in ("one", "other"):
+        lines = [f"{i},{i % 7},{i % 3}" for i in range(60)]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"u{name},v{name},digit", *lines]))
+    args = ["--data", tmp_path / "one.csv", "--partner", tmp_path / "other.csv", *TINY]
+    words = refused(TRAIN, *args, "--labels", "digit", "--out", tmp_path / "run")
+    assert "expected no column digit of --labels among the features of --partner" in words
+
+
+def test_parts_are_those_of_the_kind_that_is_given(run_of_pairs):
+    file = str(run_of_pairs[0] / "config.json")
+    assert config.parse(["--config", file]).data.parts == ("16", "6")
+    for change in (["--kind", "image"], ["--scaling", "none"], ["--partner", "x.npy"]):
+        assert config.parse(["--config", file, *change]).data.parts is None
 
 
 def test_changes_of_modalities_are_of_this_method_alone():

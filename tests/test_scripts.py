@@ -708,6 +708,18 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
 
 
+def test_a_run_of_before_an_option_came_is_one(base, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(base.folder, out)
+    values = json.loads((out / "config.json").read_text())
+    for name in ("partner", "parts", "nuisance"):
+        del values[name]
+    (out / "config.json").write_text(json.dumps(values))
+    assert TRAIN.is_run(out)
+    (out / "config.json").write_text('{"data": "of another project"}')
+    assert not TRAIN.is_run(out)
+
+
 @pytest.mark.parametrize("held_out, k", [(0, 12), (5, 9)])
 def test_merging_begins_with_no_more_clusters_than_distinct_rows(held_out, k):
     """Trap: 35 clusters of 20 rows were refused, a number that nobody gave."""

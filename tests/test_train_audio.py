@@ -67,19 +67,20 @@ def test_nuisance_labels_are_for_scores_alone(run_of_sounds, sounds, tmp_path):
 def test_nuisance_labels_are_in_the_order_of_the_rows(sounds, tmp_path):
     folder, file = sounds
     paths = data.row_files(folder, limit=10)
-    found = data.nuisance(folder, 10, file=file, limit=10)
+    found = data.nuisance(folder, 24, file=file, limit=10)
     wanted = [int(path.split("/")[1].removesuffix(".wav")) % 3 for path in paths]
     np.testing.assert_array_equal(found, wanted)
     assert data.nuisance(folder, 24) is None and data.nuisance("digits", 1797) is None
-    with pytest.raises(data.DataError, match="found 24 labels, but .* has 23 rows"):
-        data.nuisance(folder, 23, file=file)
+    for limit in (None, 10, 24):  # checked before anything is left out
+        with pytest.raises(data.DataError, match="found 24 labels, but .* has 23 rows"):
+            data.nuisance(folder, 23, file=file, limit=limit)
 
 
 def test_speakers_come_with_fsdd(data_dir):
     found = data.nuisance("fsdd", 3000)
     np.testing.assert_array_equal(np.bincount(found), [500] * 6)
     dataset, labels = data.load("fsdd", limit=40)
-    some = data.nuisance("fsdd", 40, limit=40)
+    some = data.nuisance("fsdd", dataset.whole, limit=40)
     assert not np.array_equal(some, labels) and len(some) == len(dataset.x) == 40
 
 
@@ -100,7 +101,7 @@ def test_speakers_come_with_fsdd(data_dir):
             ["--scaling", "speech", "--method", "contrastive", "--data=w", "--augment", "none"],
         ),
         (["--resume", "--out", "r"], ["--resume", "--out", "r"]),
-        (["--config=c.json"], ["--config=c.json"]),
+        (["--config=no.toml"], ["--config=no.toml"]),
     ],
 )
 def test_defaults_are_of_words_where_nothing_else_is_given(monkeypatch, args, wanted):
@@ -112,6 +113,22 @@ def test_defaults_are_of_words_where_nothing_else_is_given(monkeypatch, args, wa
     assert seen == [wanted]
 
 
+def test_a_file_of_options_is_filled_up(monkeypatch, tmp_path):
+    import train_deep_kmeans
+
+    seen, file = [], tmp_path / "c.toml"
+    monkeypatch.setattr(train_deep_kmeans, "main", lambda args: seen.append(args) or 0)
+    file.write_text('data = "w"\nepochs = 3\n')
+    assert AUDIO.main(["--config", str(file)]) == 0
+    file.write_text('method = "dcn"\nscaling = "standard"\n')
+    assert AUDIO.main([f"--config={file}"]) == 0
+    assert seen == [
+        ["--scaling", "speech", "--method", "contrastive", "--augment", "speech"]
+        + ["--config", str(file)],
+        ["--data", "fsdd", f"--config={file}"],
+    ]
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -120,7 +137,7 @@ def test_defaults_are_of_words_where_nothing_else_is_given(monkeypatch, args, wa
         (["--embed-dim", "99"], "expected embed_dim <= 32, the means of states, found 99"),
         (["--augment", "affine"], "--augment affine needs images, found audio data"),
         (["--augment", "speech", "--scaling", "standard"], "needs sounds with --scaling speech"),
-        (["--nuisance", "no.txt"], "no labels no.txt"),
+        (["--nuisance", "no.txt"], "no file no.txt with nuisance labels"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_begins(sounds, tmp_path, args, words):

@@ -86,12 +86,13 @@ def loss(
 ) -> tuple[Array, Metrics]:
     """Mean distance of each number of a frame from what was told `ahead` frames before. -> [], {}.
 
-    What is to be told are the frames as they were before they were changed.
+    What is to be told are frames of the clip that is read, changed or not: a change may move them
+    in time.
     """
     del state, key
     params, ahead = params["encoder"], config.ahead
     told = nets.frames.told(params, nets.frames.states(params, in_order(batch.x)[:, :-ahead]))
-    true = in_order(augmentation.clean(batch))[:, ahead:]
+    true = in_order(batch.x)[:, ahead:]
     return losses.masked_mean(jnp.mean(jnp.abs(told - true), axis=(1, 2)), batch.mask), {}
 
 

@@ -29,6 +29,7 @@ class Dataset:
     classes: tuple[str, ...]  # names of the classes by label, to be shown; () without labels
     preprocessing: prep.Preprocessing
     checksum: str  # of the raw rows, see arrays.checksum
+    whole: int  # rows of the source, of which `limit` may have taken a part
     parts: tuple[tuple[int, ...], ...] = ()  # shapes of the modalities of `paired` rows
     partner: prep.Preprocessing | None = None  # of the second modality, which has no raw rows here
 
@@ -49,7 +50,8 @@ def load(
     labels         a file with one label per row (npy, txt, csv), or a column of the table or
                    jsonl; labels are numbered in sorted order
     kind           overrides what the data look like: tabular, image, text, audio
-    scaling        auto, range, standard, counts, none (scaling.py)
+    scaling        auto, range, standard, counts, none (scaling.py), of texts tokens (tokens.py),
+                   of sounds standard (audio.py) or speech (speech.py)
     preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run;
                    columns of a table are then matched by their names
     limit          keep the first `limit` rows of a fixed permutation of the rows
@@ -65,6 +67,7 @@ def load(
         found = found._replace(raw=ordered, names=preprocessing.columns)
     if preprocessing is not None:
         prep.check_pictures(preprocessing, found.raw)  # before a table's rows are flattened
+    whole = len(found.raw)
     raw = as_kind(found.raw, kind or (entry.kind if entry else None), name)
     arrays.check(raw, name, fitting=preprocessing is None)
     label_file = None if found.from_column else labels
@@ -82,7 +85,7 @@ def load(
     x = prep.Rows(preprocessing, raw) if lazy else prep.apply(preprocessing, raw)
     dataset = Dataset(
         x, raw, kind, name, entry.n_clusters if entry else None, found.names, classes,
-        preprocessing, arrays.checksum(raw),
+        preprocessing, arrays.checksum(raw), whole,
     )  # fmt: skip
     return dataset, y
 
@@ -93,10 +96,11 @@ def paired(one: Dataset, other: Dataset) -> Dataset:
     x is float32 [n, d + e]; all else is of the first one, but for `parts`, `partner` and checksum.
     Raises DataError if they have not as many rows, or these stay on disk.
     """
-    if len(one.x) != len(other.x):
+    # A limit takes the same rows of both only where there are as many.
+    if one.whole != other.whole or len(one.x) != len(other.x):
         raise DataError(
-            f"expected as many rows of both modalities, found {len(one.x)} of {one.name} and "
-            f"{len(other.x)} of {other.name}"
+            f"expected as many rows of both modalities, found {one.whole} of {one.name} and "
+            f"{other.whole} of {other.name}"
         )
     if isinstance(one.x, prep.Rows) or isinstance(other.x, prep.Rows):
         raise DataError("two modalities must fit in memory; use --limit, or smaller files")
@@ -107,23 +111,24 @@ def paired(one: Dataset, other: Dataset) -> Dataset:
 
 
 def nuisance(
-    source: str | Path, n: int, *, file: str | Path | None = None, limit: int | None = None
+    source: str | Path, whole: int, *, file: str | Path | None = None, limit: int | None = None
 ) -> np.ndarray | None:
-    """Labels that clusters should not follow, int64 [n] in the order of `load`, or None: those of
-    the file, which has one for each row of the source, else those that came with a named set.
+    """Labels that clusters should not follow, int64 in the order of `load`, or None: those of the
+    file, which has one for each row of the source, else those that came with a named set.
 
-    `n` and `limit` are the rows that `load` gave and its limit. Raises DataError.
+    `whole` is the number of rows of the source, and `limit` that of `load`. Raises DataError.
     """
     entry = _entry(source)
+    if file and not os.path.exists(file):
+        raise DataError(f"no file {file} with nuisance labels; check the path")
     values = labelling.read(Path(file)) if file else named.nuisance(str(source)) if entry else None
     if values is None:
         return None
     name = f"nuisance {file or source}"
-    if limit is not None and limit < len(values):
-        values = np.asarray(values)[_kept(len(values), limit)]
-    if len(values) != n:
-        raise DataError(f"{name}: found {len(values)} labels, but {source} has {n} rows")
-    return labelling.number(values, name)[0]
+    if len(values) != whole:
+        raise DataError(f"{name}: found {len(values)} labels, but {source} has {whole} rows")
+    y = labelling.number(values, name)[0]
+    return y if limit is None or limit >= whole else y[_kept(whole, limit)]
 
 
 def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:

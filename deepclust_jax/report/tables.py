@@ -67,8 +67,8 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         return []
     if "modalities" in found:
         return [
-            f"modality {one['shape']} alone: {_first(one['external'], ' %')}"
-            for one in found["modalities"]
+            f"modality {i} ({one['shape']}) alone: {_first(one['external'], ' %')}"
+            for i, one in enumerate(found["modalities"], 1)
         ]
     if "perplexity" in found:
         own = _row("", found["perplexity"], [], _number)[1]
