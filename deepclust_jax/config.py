@@ -354,6 +354,11 @@ def shapes(parts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
+def written(parts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """The inverse of `shapes`: ((28, 28, 1), (10,)) -> ("28x28x1", "10")."""
+    return tuple("x".join(map(str, part)) for part in parts)
+
+
 def flatten(options: Options) -> dict[str, Any]:
     """The options by their names on the command line, without groups; JSON-able."""
     groups = dataclasses.asdict(options).values()

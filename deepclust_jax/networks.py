@@ -226,6 +226,12 @@ class _GRU(nn.Module):
         return states.swapaxes(0, 1)
 
 
+def _reading_layers(kind: str, widths: Sequence[int]) -> list[nn.Module]:
+    if kind == "gru":
+        return [_GRU(width) for width in widths]
+    return [_Attention(max(width // 64, 1)) for width in widths]
+
+
 class _Frames(nn.Module):
     kind: str
     widths: tuple[int, ...]
@@ -234,14 +240,12 @@ class _Frames(nn.Module):
 
     def setup(self):
         width = self.widths[0]
-        if self.kind == "gru":
-            self.layers = [_GRU(w) for w in self.widths]
-        else:
+        if self.kind != "gru":
             self.inputs = nn.Dense(width)
             self.places = self.param(
                 "places", nn.initializers.normal(width**-0.5), (self.length, width)
             )
-            self.layers = [_Attention(max(width // 64, 1)) for _ in self.widths]
+        self.layers = _reading_layers(self.kind, self.widths)
         self.head = nn.Dense(self.outputs)
 
     def __call__(self, x):
@@ -290,13 +294,11 @@ class _Language(nn.Module):
         self.embedding = nn.Embed(
             self.vocabulary, width, embedding_init=nn.initializers.normal(width**-0.5)
         )
-        if self.kind == "gru":
-            self.layers = [_GRU(w) for w in self.widths]
-        else:
+        if self.kind != "gru":
             self.places = self.param(
                 "places", nn.initializers.normal(width**-0.5), (self.length, width)
             )
-            self.layers = [_Attention(max(width // 64, 1)) for _ in self.widths]
+        self.layers = _reading_layers(self.kind, self.widths)
         self.head = nn.Sequential([nn.LayerNorm(), nn.Dense(width)])
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
 

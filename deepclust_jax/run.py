@@ -481,16 +481,16 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
             f"--augment speech needs the words of --scaling speech [t, {speech.COEFFICIENTS}, 1], "
             f"found rows {row}"
         )
-    if method.method == "cross_modal":
-        return _check_parts(options, row)
     if is_reader:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in ("rotation", "deep_cluster"):
         return _check_blocks(method.method, network, row)
-    if network.network == "conv" and len(row) != 3:
-        raise config.ConfigError(f"--network conv needs images [h, w, c], found rows {row}")
     if network.network == "conv" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
+    if method.method == "cross_modal":
+        return _check_parts(options, row)
+    if network.network == "conv" and len(row) != 3:
+        raise config.ConfigError(f"--network conv needs images [h, w, c], found rows {row}")
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
@@ -514,10 +514,7 @@ def _check_parts(options: config.Options, row: tuple[int, ...]) -> None:
             "--augment each needs a modality of images or of words of --scaling speech, found "
             f"--parts {' '.join(options.data.parts)}"
         )
-    network = options.network
-    if network.network == "conv" and network.precision != "float32":
-        raise config.ConfigError("--precision bfloat16 needs --network mlp")
-    if network.network == "conv" and not any(len(part) == 3 for part in parts):
+    if options.network.network == "conv" and not any(len(part) == 3 for part in parts):
         raise config.ConfigError(
             f"--network conv needs a modality of images [h, w, c], found {options.data.parts}"
         )

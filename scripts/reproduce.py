@@ -191,7 +191,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     method, *changes = row.split("-")
     is_float32 = "float32" in changes or method in (*_ON_PAIRS, *_OWN)
     k = None if "merge" in changes else dataset.n_clusters
-    parts = tuple("x".join(map(str, part)) for part in dataset.parts) or None
+    parts = config.written(dataset.parts) or None
     partner = PARTNERS[dataset.name] if parts else None
     return config.resolve(
         config.Options(

@@ -182,7 +182,7 @@ def with_parts(options: config.Options, dataset) -> config.Options:
         return options
     if options.method.augment == "each":
         check_changes(dataset)
-    parts = tuple("x".join(map(str, part)) for part in dataset.parts)
+    parts = config.written(dataset.parts)
     if options.data.parts not in (None, parts):
         raise config.ConfigError(
             f"expected no --parts beside --partner, whose rows have {' '.join(parts)}, found "
