@@ -440,6 +440,15 @@ def read(file: Path) -> dict[str, Any]:
     return values
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run was written there; other projects have a config.json as well."""
+    try:
+        names = read(folder / FILE)
+    except ConfigError:
+        return False
+    return {"data", "n_clusters", "method", "seeds"} <= set(names)
+
+
 def _check_values(file: Path, values: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that its option does not take."""
     for name, value in values.items():

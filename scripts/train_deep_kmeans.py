@@ -68,31 +68,11 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     except OSError as error:
         raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
     start_jax(options)
-    from deepclust_jax import data, run
+    from deepclust_jax import run
     from deepclust_jax.report import logs, run_directory, tables
 
-    kind = None if options.data.kind == "auto" else options.data.kind
-    dataset, labels = data.load(
-        options.data.data,
-        labels=options.data.labels,
-        kind=kind,
-        scaling=options.data.scaling,
-        limit=options.data.limit,
-    )
-    if options.data.partner is not None:
-        other = data.load(options.data.partner, limit=options.data.limit)[0]
-        if options.data.labels in other.names:
-            raise config.ConfigError(
-                f"expected no column {options.data.labels} of --labels among the features of "
-                f"--partner {options.data.partner}; remove it there"
-            )
-        dataset = data.paired(dataset, other)
-    files = data.row_files(options.data.data, limit=options.data.limit)
-    if files and len(files) != len(dataset.x):
-        raise data.DataError(f"{options.data.data} changed while it was read; run again")
-    nuisance = data.nuisance(
-        options.data.data, dataset.whole, file=options.data.nuisance, limit=options.data.limit
-    )
+    loaded = run_directory.load(options.data)
+    dataset, labels = loaded.dataset, loaded.labels
     if options.method.augment == "affine" and dataset.kind != "image":
         raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
     scaling = dataset.preprocessing.settings.get("scaling")
@@ -127,7 +107,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
             store = folder / "checkpoint"
             trained = run.execute(options, rows, folder=store, on_epoch=on_epoch)
         with status(f"writing the report to {folder}"):
-            report = run_directory.write(folder, options, dataset, trained, labels, files, nuisance)
+            report = run_directory.write(folder, options, trained, loaded)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
         return 130
@@ -242,15 +222,6 @@ def count_distinct(x, enough: int) -> int:
     return len(seen)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run was written there; other projects have a config.json as well."""
-    try:
-        names = config.read(folder / config.FILE)
-    except config.ConfigError:
-        return False
-    return {"data", "n_clusters", "method", "seeds"} <= set(names)
-
-
 def check_folder(options: config.Options) -> None:
     """Raise ConfigError if --out cannot take this run; nothing is written or removed."""
     out = options.run.out
@@ -259,7 +230,7 @@ def check_folder(options: config.Options) -> None:
         raise config.ConfigError(
             f"expected a folder as --out, found the file {out}; choose another"
         )
-    known = is_run(out)
+    known = config.is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
     given = options.data

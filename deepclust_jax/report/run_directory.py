@@ -1,11 +1,12 @@
 """Everything a finished run leaves in its folder, beside config.json and the checkpoint."""
 
 import csv
+import dataclasses
 import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,21 +25,24 @@ from deepclust_jax.report import (
 PARTNER = "partner"  # folder in that of a run: the preprocessing of the second modality
 
 
+class Loaded(NamedTuple):
+    """What a run trains on, and what it is scored and shown by."""
+
+    dataset: Dataset
+    labels: np.ndarray | None  # [n] int64, the true classes
+    nuisance: np.ndarray | None  # [n] int64, labels that clusters should not follow
+    files: tuple[str, ...]  # of the rows of a folder, see `data.row_files`
+    shown: Dataset  # the rows as they were read, which the codes of a run are of
+
+
 def write(
-    folder: Path,
-    options: config.Options,
-    dataset: Dataset,
-    trained: run.Trained,
-    labels: np.ndarray | None,
-    files: Sequence[str] = (),
-    nuisance: np.ndarray | None = None,
+    folder: Path, options: config.Options, trained: run.Trained, loaded: Loaded
 ) -> dict[str, Any]:
     """Write arrays, figures, projector and report.json of a trained population. -> the report.
 
-    `labels` [n] are the true classes, for the scores, or None. The run kept is chosen before they
-    are looked at. `files` are those of the rows of a folder, see `data.row_files`. `nuisance` [n]
-    are other labels, that clusters should not follow.
+    The run kept is chosen before labels are looked at.
     """
+    dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
     k = None if options.method.merge else options.data.n_clusters
@@ -87,18 +91,18 @@ def write(
         (folder / PARTNER).mkdir(exist_ok=True)
         preprocessing.save(dataset.partner, folder / PARTNER)
     distances = np.sum((z - centroids[found]) ** 2, axis=-1)
-    if dataset.kind == "text":
-        report["words"] = words.telling(dataset.raw, found)
+    if shown.kind == "text":
+        report["words"] = words.telling(shown.raw, found)
         written = {}
         if options.method.method == "next_token":
             nearest = figures.nearest(found, distances, 1)
             begun = {cluster: own[0] for cluster, own in enumerate(nearest) if len(own)}
             written = pretext.texts_of_clusters(options, dataset, trained, chosen, begun)
         figures.sample_texts(
-            folder / "samples.md", dataset.raw, found, distances,
+            folder / "samples.md", shown.raw, found, distances,
             words=report["words"], written=written,
         )  # fmt: skip
-    _write_figures(folder, dataset, z, found, centroids, distances, labels)
+    _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
         "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
         "data": {
@@ -117,27 +121,62 @@ def write(
     return report
 
 
-def read_embeddings(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes [n, d] of the run kept, and the true labels [n] of its data, or None without any.
+def load(given: config.Data) -> Loaded:
+    """What `--data` names: data by `data.load`, or the codes of a finished run, as a table.
 
-    Raises DataError or ConfigError where the run is not finished or its data are gone.
+    A run brings its own labels, nuisance labels and files, in the order of its rows, and its number
+    of clusters; so does the run of a run. Its scaling "auto" is that of tables.
+
+    Raises DataError or ConfigError; the latter also where labels, kind, limit or a second modality
+    are given for a run, or it is not finished, or its data are gone.
     """
-    z = _read_array(folder / "embeddings.npy")
-    options = run.read_options(folder)
-    kind = None if options.data.kind == "auto" else options.data.kind
-    _, labels = data.load(
-        options.data.data,
-        labels=options.data.labels,
-        kind=kind,
-        scaling=options.data.scaling,
-        limit=options.data.limit,
+    folder = Path(given.data)
+    if config.is_run(folder):
+        return _load_run(folder, given)
+    kind = None if given.kind == "auto" else given.kind
+    dataset, labels = data.load(
+        given.data, labels=given.labels, kind=kind, scaling=given.scaling, limit=given.limit
     )
-    if labels is not None and len(labels) != len(z):
+    if given.partner is not None:
+        other = data.load(given.partner, limit=given.limit)[0]
+        if given.labels in other.names:
+            raise config.ConfigError(
+                f"expected no column {given.labels} of --labels among the features of --partner "
+                f"{given.partner}; remove it there"
+            )
+        dataset = data.paired(dataset, other)
+    files = data.row_files(given.data, limit=given.limit)
+    if files and len(files) != len(dataset.x):
+        raise data.DataError(f"{given.data} changed while it was read; run again")
+    nuisance = data.nuisance(given.data, dataset.whole, file=given.nuisance, limit=given.limit)
+    return Loaded(dataset, labels, nuisance, files, dataset)
+
+
+def _load_run(folder: Path, given: config.Data) -> Loaded:
+    own = {"labels": given.labels, "limit": given.limit, "partner": given.partner}
+    if given.kind not in ("auto", "tabular") or any(v is not None for v in own.values()):
         raise config.ConfigError(
-            f"expected the {len(z)} rows of the run in {options.data.data}, found {len(labels)}; "
-            "they have changed since"
+            f"expected --kind and {', '.join(f'--{name}' for name in own)} beside data only, found "
+            f"the run {folder}, which has its own; leave them out"
         )
-    return z, labels
+    path = folder / "embeddings.npy"
+    z = _read_array(path)
+    options = run.read_options(folder)
+    before = load(options.data)
+    if len(before.dataset.x) != len(z):
+        raise config.ConfigError(
+            f"expected the {len(z)} rows of the run in {options.data.data}, found "
+            f"{len(before.dataset.x)}; they have changed since"
+        )
+    k = options.data.n_clusters
+    if options.method.merge:  # which was where merging began
+        k = len(np.unique(_read_array(folder / "labels.npy")))
+    dataset, _ = data.load(path, kind="tabular", scaling=given.scaling)
+    dataset = dataclasses.replace(dataset, name=folder.name, n_clusters=k)
+    nuisance = before.nuisance
+    if given.nuisance is not None:
+        nuisance = data.nuisance(path, len(z), file=given.nuisance)
+    return before._replace(dataset=dataset, nuisance=nuisance)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -159,26 +198,19 @@ def rows_of(
 ) -> tuple[np.ndarray | preprocessing.Rows, np.ndarray | None, int | None]:
     """Rows [n, d] of a source, their true labels or None, and the number of clusters if known.
 
-    The source is a finished run, whose codes are taken, or what `data.load` takes; only there
-    labels, kind and scaling can be given. A large .npy of rows stays on disk.
+    The source is a finished run, whose codes are taken as they are, or what `data.load` takes; only
+    there labels, kind and scaling can be given. A large .npy of rows stays on disk.
 
     Raises DataError or ConfigError.
     """
-    folder = Path(source)
-    if (folder / config.FILE).is_file():
+    if config.is_run(Path(source)):
         if labels is not None or (kind, scaling) != ("auto", "auto"):
             raise config.ConfigError(
                 "expected --labels, --kind and --scaling beside data only; a run has its own"
             )
-        z, truth = read_embeddings(folder)
-        options = run.read_options(folder)
-        k = options.data.n_clusters
-        if options.method.merge:  # which was where merging began
-            k = len(np.unique(_read_array(folder / "labels.npy")))
-        return z, truth, k
-    dataset, truth = data.load(
-        source, labels=labels, kind=None if kind == "auto" else kind, scaling=scaling
-    )
+        scaling = "none"
+    given = config.Data(data=source, labels=labels, kind=kind, scaling=scaling)
+    dataset, truth = load(given)[:2]
     if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
         return dataset.x, truth, dataset.n_clusters
     return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
