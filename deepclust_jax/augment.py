@@ -134,6 +134,67 @@ def affine(
     return jax.vmap(_sample, in_axes=(2, None, None), out_axes=2)(x, source_row, source_column)
 
 
+# Red, green and blue as brightness and two axes of colour (NTSC's Y, I and Q), in which a hue is an
+# angle.
+_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+
+
+def photo(
+    key: Key,
+    x: Array,
+    *,
+    area: float = 0.2,
+    aspect: float = 4 / 3,
+    light: float = 0.4,
+    hue: float = 0.1,
+    plain: float = 0.2,
+    grey: float = 0.2,
+) -> Array:
+    """A part of a photograph in other light, at the size of the whole. [h, w, c] -> [h, w, c].
+
+    The views of SimCLR (Chen et al. 2020, appendix A, without blur, as for CIFAR-10): a part of at
+    least `area` of the picture, its sides in a ratio of up to `aspect`, at random flipped left to
+    right; brightness, contrast and saturation changed by a factor of up to 1 +- `light` and the
+    hue by up to `hue` of a full turn, but for a share `plain` of all; a share `grey` loses its
+    colours. Pictures of one channel have neither hue nor saturation. Bilinear interpolation.
+    Deviation: values are not cut off at 0 and 1, and hue and saturation are those of NTSC's YIQ.
+
+    Raises:
+        ValueError: x is no image of one or three channels.
+    """
+    if x.ndim != 3 or x.shape[2] not in (1, 3):
+        raise ValueError(f"expected an image of 1 or 3 channels [h, w, c], found shape {x.shape}")
+    height, width, channels = x.shape
+    draw = jax.random.uniform(key, (12,))
+    size = area + (1.0 - area) * draw[0]
+    ratio = aspect ** (2.0 * draw[1] - 1.0)
+    rows = _part(draw[2], jnp.minimum(jnp.sqrt(size / ratio), 1.0), height)
+    columns = _part(draw[3], jnp.minimum(jnp.sqrt(size * ratio), 1.0), width)
+    columns = jnp.where(draw[4] < 0.5, columns[::-1], columns)
+    x = jnp.einsum("hi,ijc,wj->hwc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+    is_plain = draw[9] < plain
+    factors = jnp.where(is_plain, 1.0, 1.0 + light * (2.0 * draw[5:8] - 1.0))
+    brightness, contrast, saturation = factors
+    if channels == 3:
+        saturation = jnp.where(draw[10] < grey, 0.0, saturation)
+        angle = jnp.where(is_plain, 0.0, hue * 2.0 * jnp.pi * (2.0 * draw[8] - 1.0))
+        cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
+        turn = jnp.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+        to_yiq = jnp.array(_TO_YIQ)
+        x = x @ (jnp.linalg.inv(to_yiq) @ turn @ to_yiq).T
+    x = brightness * x
+    mean = jnp.mean(x, axis=(0, 1), keepdims=True)
+    return mean + contrast * (x - mean)
+
+
+def _part(place: Array, share: Array, n: int) -> Array:
+    """Matrix [n, n] that stretches a share of n pixels to all of them, `place` of the way along."""
+    first = place * (1.0 - share) * n
+    places = first + share * (jnp.arange(n) + 0.5) - 0.5
+    near = jnp.clip(places, 0.0, n - 1.0)  # half a pixel beyond the border is the border
+    return jnp.maximum(0.0, 1.0 - jnp.abs(near[:, None] - jnp.arange(n)[None, :]))
+
+
 def quarter_turn(key: Key, x: Array) -> Array:
     """The image turned by 0, 90, 180 or 270 degrees, exactly. [h, h, c] -> [h, h, c]."""
     if x.ndim != 3 or x.shape[0] != x.shape[1]:

@@ -29,9 +29,10 @@ class Data:
     """What is clustered."""
 
     data: str = "digits"
-    """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, pendigits, pbmc4k, fsdd,
-    mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news) or path of a file or
-    folder (npy, npz, csv, parquet, jsonl, txt, images, wav)."""
+    """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, cifar10_60k, pendigits,
+    pbmc4k, fsdd, mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news) or path
+    of a file or folder (npy, npz, csv, parquet, jsonl, txt, images, wav), or a finished run, whose
+    codes are then clustered."""
 
     partner: str | None = None
     """Name or path of a second modality, whose row i is of the same thing as row i of --data; to
@@ -90,13 +91,14 @@ class Method:
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
 
-    augment: Literal["none", "affine", "speech", "each", "noise"] = "none"
+    augment: Literal["none", "affine", "photo", "speech", "each", "noise"] = "none"
     """What changes rows while the method trains. affine: random rotation and shift of images, for
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
-    images as they are. speech: words of --scaling speech as other voices may say them.
-    each: of cross_modal, both of these to the modalities that are images and words. noise: for
-    contrastive and info_max with rows of any kind, as large as twice
-    the distance to a neighbour."""
+    images as they are. photo: random parts of photographs, flipped and in other colours;
+    contrastive then pairs each with itself instead of a neighbour. speech: words of --scaling
+    speech as other voices may say them. each: of cross_modal, affine and speech to the modalities
+    that are images and words. noise: for contrastive and info_max with rows of any kind, as large
+    as twice the distance to a neighbour."""
 
     weight: float | None = None
     """Weight of the clustering term against the squared error, summed over features (dcn, dkm) or
@@ -133,14 +135,16 @@ class Method:
 class Network:
     """The encoder, and the decoder of an autoencoder."""
 
-    network: Literal["mlp", "conv", "gru", "transformer"] | None = None
-    """Perceptron, or convolutions for images; of next_token and next_frame recurrent units or a
-    transformer. None: mlp, of rotation and deep_cluster conv, of next_token and next_frame gru."""
+    network: Literal["mlp", "conv", "resnet", "gru", "transformer"] | None = None
+    """Perceptron, or for images convolutions, of contrastive and info_max also residual ones; of
+    next_token and next_frame recurrent units or a transformer. None: mlp, of rotation and
+    deep_cluster conv, of next_token and next_frame gru."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
     of contrastive, info_max and cross_modal 512 512. Of rotation and deep_cluster those of their
-    blocks; None: 16 32 64. Of next_token and next_frame those of their layers; None: 128."""
+    blocks; None: 16 32 64. Of a resnet those of its stages; None: 64 128 256 512, ResNet-18. Of
+    next_token and next_frame those of their layers; None: 128."""
 
     embed_dim: int | None = None
     """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
@@ -224,6 +228,7 @@ _NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
 _AUTOENCODER = {
     **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
 }  # fmt: skip
+RESNET_18 = (64, 128, 256, 512)
 _PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
 _BLOCKS = {
     "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
@@ -476,6 +481,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
     defaults = {"network": "mlp", "batch_size": 256} | PROFILES[options.method.profile][method]
+    if options.network.network == "resnet":
+        defaults = defaults | {"hidden": RESNET_18}
     if method in _WITH_CENTROIDS:
         defaults = defaults | {"sizes": None, "resets": None}
     if options.training.pretrain_epochs == 0:

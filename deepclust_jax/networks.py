@@ -163,28 +163,44 @@ class _Blocks(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """An encoder, a perceptron where `widths` has hidden layers and else convolutions."""
+    """An encoder with batch normalisation; `widths` are those of the hidden layers of a perceptron
+    or of the stages of a residual network, then that of the code."""
 
     widths: tuple[int, ...]
     precision: str
-    is_conv: bool
+    kind: str
 
     @nn.compact
     def __call__(self, x, mask, use_statistics):
-        def normalised(x):
+        def norm(x):
             # Momentum 0: what it keeps are the statistics of the rows it saw last.
             norm = nn.BatchNorm(use_statistics, momentum=0.0, use_fast_variance=False)
             counts = None if mask is None else mask.reshape(-1, *[1] * (x.ndim - 1)) > 0
-            return nn.relu(norm(x, mask=counts))
+            return norm(x, mask=counts)
 
-        # No bias before a normalisation, which takes it away again: its gradient would be rounding,
-        # which Adam makes as large as any.
-        if self.is_conv:
-            for features, size in ((32, 5), (64, 5), (128, 3)):
-                x = normalised(_conv(features, size, strides=2, use_bias=False)(x))
+        def conv(x, width, size, stride, **more):
+            # No bias before a normalisation, which takes it away again: its gradient would be
+            # rounding, which Adam makes as large as any.
+            return norm(_conv(width, size, strides=stride, use_bias=False, **more)(x))
+
+        hidden = self.widths[:-1]
+        if self.kind == "conv":
+            for width, size in ((32, 5), (64, 5), (128, 3)):
+                x = nn.relu(conv(x, width, size, 2))
+        if self.kind == "resnet":
+            spread = {"kernel_init": _kernel_init(2.0)}
+            x = nn.relu(conv(x, hidden[0], 3, 1, **spread))
+            for i, width in enumerate(hidden):
+                for stride in (1 if i == 0 else 2, 1):
+                    change = nn.relu(conv(x, width, 3, stride, **spread))
+                    change = conv(change, width, 3, 1, **spread)
+                    if x.shape != change.shape:
+                        x = conv(x, width, 1, stride, **spread)
+                    x = nn.relu(x + change)
+            x, hidden = jnp.mean(x, axis=(1, 2)), hidden[-1:]
         x = x.reshape(x.shape[0], -1)
-        for width in self.widths[:-1]:
-            x = normalised(_dense(width, self.precision, use_bias=False)(x))
+        for width in hidden:
+            x = nn.relu(norm(_dense(width, self.precision, use_bias=False)(x)))
         return _dense(self.widths[-1], self.precision)(x)
 
 
@@ -429,15 +445,20 @@ def normalised_encoder(
 ) -> Normalised:
     """An encoder with batch normalisation after each hidden layer. [b, *shape] -> [b, embed_dim].
 
+    `kind` is "mlp" (widths `hidden`), "conv" (images, fixed widths) or "resnet": images, two
+    residual blocks of each of the widths `hidden`, of which all but the first begin by halving the
+    picture, their mean over it, and a hidden layer. 64, 128, 256, 512 is ResNet-18 as for pictures
+    of 32 x 32 (He et al. 2016, with the first layer of Chen et al. 2020, appendix B.9).
+
     Statistics are those of the batch, without its padding; no running means. `measure` takes those
     of given rows, all at once, and with them a row has a code of its own.
 
     Raises:
         ValueError: as `autoencoder`.
     """
-    _check_kind(kind, shape, precision)
+    _check_kind(kind, shape, precision, known=("mlp", "conv", "resnet"))
     widths = (embed_dim,) if kind == "conv" else (*hidden, embed_dim)
-    module = _Normalised(widths, precision, kind == "conv")
+    module = _Normalised(widths, precision, kind)
 
     def init(key, x):
         return {"params": module.init(key, x, None, False)["params"]}
@@ -566,13 +587,15 @@ def apply_in_blocks(
     return jnp.concatenate([flat[:head], flat[head + overlap :]])
 
 
-def _check_kind(kind: str, shape: tuple[int, ...], precision: str) -> None:
-    if kind not in ("mlp", "conv"):
-        raise ValueError(f"expected network 'mlp' or 'conv', found {kind!r}")
-    if kind == "conv" and len(shape) != 3:
-        raise ValueError(f"expected rows [h, w, c] for a conv network, found {list(shape)}")
-    if kind == "conv" and precision != "float32":
-        raise ValueError("expected precision float32 for a conv network, found " + precision)
+def _check_kind(
+    kind: str, shape: tuple[int, ...], precision: str, *, known: Sequence[str] = ("mlp", "conv")
+) -> None:
+    if kind not in known:
+        raise ValueError(f"expected network {' or '.join(map(repr, known))}, found {kind!r}")
+    if kind != "mlp" and len(shape) != 3:
+        raise ValueError(f"expected rows [h, w, c] for a {kind} network, found {list(shape)}")
+    if kind != "mlp" and precision != "float32":
+        raise ValueError(f"expected precision float32 for a {kind} network, found {precision}")
     _check_precision(precision)
 
 

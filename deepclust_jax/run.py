@@ -131,7 +131,10 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
-    change = {"affine": affine, "speech": augment.speech}.get(method.augment)
+    changes = {"affine": affine, "photo": augment.photo, "speech": augment.speech}
+    change = changes.get(method.augment)
+    # Photographs that lie near each other as they are do not show the same: each is its own pair.
+    by_rows = "" if method.augment == "photo" else "rows"
     noise = _NOISE if method.augment == "noise" else 0.0
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
@@ -147,7 +150,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         own = contrastive.Config(**common, learning_rate=rate, merge=method.merge, noise=noise)
         optimizer = optax.adam(falling(rate, epochs))
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
-        return Phase(name, 0, algorithm, epochs, 0, True, pairs="rows")
+        return Phase(name, 0, algorithm, epochs, 0, True, pairs=by_rows)
 
     if method.method == "cross_modal":
         parts = config.shapes(options.data.parts)
@@ -205,7 +208,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
     joint = Phase("train", 1, algorithm, training.epochs, 0 if at_end else 1, at_end)
     rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs
     if method.method == "info_max":
-        joint = joint._replace(pairs="features" if epochs else "rows")
+        joint = joint._replace(pairs="features" if epochs else by_rows)
     if epochs == 0:
         return [joint]
     start = contrastive_phase if method.method == "info_max" else encoder_phase
@@ -469,13 +472,21 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     method, network = options.method, options.network
     is_reader = method.method in ("next_token", "next_frame")
     allowed = ("gru", "transformer") if is_reader else ("mlp", "conv")
+    if method.method in _ON_PAIRS:
+        allowed = ("mlp", "conv", "resnet")
     if network.network not in allowed:
         raise config.ConfigError(
             f"expected --network {' or '.join(allowed)} beside --method {method.method}, found "
             f"{network.network}"
         )
-    if method.augment == "affine" and len(row) != 3:
-        raise config.ConfigError(f"--augment affine needs images [h, w, c], found rows {row}")
+    if method.augment in ("affine", "photo") and len(row) != 3:
+        raise config.ConfigError(
+            f"--augment {method.augment} needs images [h, w, c], found rows {row}"
+        )
+    if method.augment == "photo" and row[2] not in (1, 3):
+        raise config.ConfigError(
+            f"--augment photo needs images of 1 or 3 channels, found {row[2]}; take affine"
+        )
     if method.augment == "speech" and (len(row) != 3 or row[1:] != _WORD):
         raise config.ConfigError(
             f"--augment speech needs the words of --scaling speech [t, {speech.COEFFICIENTS}, 1], "
@@ -485,12 +496,14 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in ("rotation", "deep_cluster"):
         return _check_blocks(method.method, network, row)
-    if network.network == "conv" and network.precision != "float32":
+    if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
     if method.method == "cross_modal":
         return _check_parts(options, row)
-    if network.network == "conv" and len(row) != 3:
-        raise config.ConfigError(f"--network conv needs images [h, w, c], found rows {row}")
+    if network.network != "mlp" and len(row) != 3:
+        raise config.ConfigError(
+            f"--network {network.network} needs images [h, w, c], found rows {row}"
+        )
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")

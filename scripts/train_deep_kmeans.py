@@ -73,8 +73,10 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
 
     loaded = run_directory.load(options.data)
     dataset, labels = loaded.dataset, loaded.labels
-    if options.method.augment == "affine" and dataset.kind != "image":
-        raise config.ConfigError(f"--augment affine needs images, found {dataset.kind} data")
+    if options.method.augment in ("affine", "photo") and dataset.kind != "image":
+        raise config.ConfigError(
+            f"--augment {options.method.augment} needs images, found {dataset.kind} data"
+        )
     scaling = dataset.preprocessing.settings.get("scaling")
     if options.method.augment == "speech" and scaling != "speech":
         raise config.ConfigError(

@@ -149,8 +149,9 @@ def archive(path, members):
 def test_cifar_archive(tmp_path):
     planes = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     rows = [bytes([i]) + picture.tobytes() for i, picture in enumerate(planes)]
-    path = archive(tmp_path / "c.tar.gz", {"d/test_batch.bin": b"".join(rows)})
-    pictures, labels = sources.read_cifar(path, "d/test_batch.bin")
+    batches = {"d/test_batch.bin": b"".join(rows[2:]), "d/data_batch_1.bin": b"".join(rows[:2])}
+    path = archive(tmp_path / "c.tar.gz", batches)
+    pictures, labels = sources.read_cifar(path, ("data_batch_1.bin", "test_batch.bin"))
     np.testing.assert_array_equal(labels, [0, 1, 2, 3])
     assert pictures[2, 5, 7, 1] == planes[2, 1, 5, 7]
     np.testing.assert_array_equal(pictures.transpose(0, 3, 1, 2), planes)

@@ -19,9 +19,9 @@ place of the mixture; `best` is then the one that agrees best with the others. C
 training. It also fixes the statistics of the batch normalisation, which in training are those
 of the batch: `embed` gives every row a code of its own.
 
-Deviations from both papers: a perceptron by default, without their projection head: the features
-that are clustered are those of the loss. Statistics are of at most 8,192 rows, evenly spaced, and
-of large images of fewer.
+Deviations from both papers: a perceptron by default, without their projection head, and where there
+is one ("resnet") not what is before it is clustered but the features of the loss. Statistics are of
+at most 8,192 rows, evenly spaced, and of large images of fewer.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Config:
     n_clusters: int = 10  # k, or with `merge` the most there can be
     merge: bool = False  # of the clusters those with no valley between (clustering/merging.py)
     embed_dim: int = 64  # width of the features
-    network: str = "mlp"  # or "conv", for images
+    network: str = "mlp"  # or "conv" or "resnet", for images
     hidden: tuple[int, ...] = (512, 512)  # encoder widths
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 1e-3  # of Adam
@@ -108,7 +108,8 @@ def of_pairs(encoder: networks.Normalised, params: Params, batch: Batch) -> Arra
 def features(encoder: networks.Normalised, params: Params, statistics: Params, x: Array) -> Array:
     """Features of rows x [n, ...] by fixed statistics, of unit length. -> [n, d]."""
     fixed = partial(encoder.fixed, params)
-    return losses.unit_length(networks.apply_in_blocks(fixed, statistics, x))
+    block = min(4096, max(256, _NUMBERS // 2 // x[0].size))
+    return losses.unit_length(networks.apply_in_blocks(fixed, statistics, x, block=block))
 
 
 def measured(encoder: networks.Normalised, params: Params, x: Array) -> Params:

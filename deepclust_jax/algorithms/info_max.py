@@ -45,7 +45,7 @@ OBJECTIVES = ("information", "agreement", "invariance")
 class Config:
     n_clusters: int = 10  # k
     embed_dim: int = 64  # width of the features
-    network: str = "mlp"  # or "conv", for images
+    network: str = "mlp"  # or "conv" or "resnet", for images
     hidden: tuple[int, ...] = (512, 512)  # encoder widths
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 1e-3  # of Adam

@@ -142,6 +142,7 @@ NAMED = {
     ),
     # The 10,000 test pictures, from either source.
     "cifar10": Named("cifar10_10k.npz", "image", 10, _plain, download=sources.cifar10_test),
+    "cifar10_60k": Named("cifar10_60k.npz", "image", 10, _plain, download=sources.cifar10),
     "pendigits": Named(
         "pendigits.npz",
         "tabular",

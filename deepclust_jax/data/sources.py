@@ -6,6 +6,7 @@ author's page; 20 Newsgroups as in scikit-learn.
 
 import gzip
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,25 @@ def read_idx(path: Path) -> np.ndarray:
 
 def cifar10_test() -> tuple[np.ndarray, np.ndarray]:
     """The test pictures of CIFAR-10 in their order. -> uint8 [10000, 32, 32, 3], labels."""
-    path = download.fetch([CIFAR10], f"md5:{CIFAR10_MD5}", "cifar-10-binary.tar.gz")
-    return read_cifar(path, "cifar-10-batches-bin/test_batch.bin")
+    return read_cifar(_cifar10(), ("test_batch.bin",))
 
 
-def read_cifar(path: Path, member: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures [n, 32, 32, 3] and labels [n] of one batch (rows: label byte, then 3 planes)."""
+def cifar10() -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10, train then test. -> uint8 [60000, 32, 32, 3], labels."""
+    batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    return read_cifar(_cifar10(), (*batches, "test_batch.bin"))
+
+
+def _cifar10() -> Path:
+    return download.fetch([CIFAR10], f"md5:{CIFAR10_MD5}", "cifar-10-binary.tar.gz")
+
+
+def read_cifar(path: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [n, 32, 32, 3] and labels [n] of some batches (rows: label byte, then 3 planes)."""
     with tarfile.open(path) as archive:
-        rows = np.frombuffer(archive.extractfile(member).read(), np.uint8).reshape(-1, 3073)
+        files = {Path(member.name).name: member for member in archive}
+        parts = [archive.extractfile(files[name]).read() for name in names]
+    rows = np.frombuffer(b"".join(parts), np.uint8).reshape(-1, 3073)
     pictures = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pictures), rows[:, 0]
 

@@ -1,0 +1,136 @@
+"""Photographs: two views of each, and the residual network that tells them from others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import augment, config, networks, run, train
+from deepclust_jax.algorithms import contrastive
+
+KEY = jax.random.key(0)
+STILL = {"area": 1.0, "aspect": 1.0, "light": 0.0, "hue": 0.0, "grey": 0.0}
+
+
+def views(x, n=400, **options):
+    keys = jax.random.split(KEY, n)
+    return np.asarray(jax.vmap(lambda key: augment.photo(key, x, **options))(keys))
+
+
+def test_without_changes_a_view_is_the_picture_or_its_mirror_image():
+    x = jax.random.uniform(KEY, (6, 8, 3))
+    found = views(x, **STILL)
+    mirrored = np.abs(found - x[None, :, ::-1]).max(axis=(1, 2, 3)) < 1e-5
+    same = np.abs(found - x[None]).max(axis=(1, 2, 3)) < 1e-5
+    assert (same ^ mirrored).all()
+    assert 0.4 < mirrored.mean() < 0.6
+
+
+def test_a_view_is_a_part_at_the_size_of_the_whole():
+    """Of a picture whose values are places, a view tells which part it shows."""
+    rows, columns = np.mgrid[:32, :32].astype(np.float32)
+    found = views(jnp.asarray(rows + 100.0 * columns)[..., None], **(STILL | {"area": 0.2}))
+    down = (found[:, -5, 10, 0] - found[:, 5, 10, 0]) / 22  # rows of the picture for one of a view
+    across = np.abs(found[:, 10, -5, 0] - found[:, 10, 5, 0]) / 22 / 100
+    np.testing.assert_allclose(down, across, rtol=1e-2)  # no other aspect
+    assert 0.2 - 1e-3 < (down * across).min() < 0.25 and 0.95 < (down * across).max() < 1.0 + 1e-3
+    assert abs((down * across).mean() - 0.6) < 0.03, "the area is uniform"
+    assert found.min() >= 0 and found.max() <= 3131, "nothing is outside"
+    wide = views(jnp.asarray(rows + 100.0 * columns)[..., None], area=0.2, light=0.0, aspect=2.0)
+    ratio = (wide[:, -5, 10, 0] - wide[:, 5, 10, 0]) * 100
+    ratio /= np.abs(wide[:, 10, -5, 0] - wide[:, 10, 5, 0])
+    assert 0.5 - 1e-2 < ratio.min() < 0.6 and 1.7 < ratio.max() < 2.0 + 1e-2
+
+
+def test_light_changes_brightness_and_contrast_by_their_bounds():
+    x = jax.random.uniform(KEY, (8, 8, 1), minval=0.2, maxval=0.8)
+    found = views(x, n=4000, **(STILL | {"light": 0.4}), plain=0.25)
+    brightness = found.mean(axis=(1, 2, 3)) / float(x.mean())
+    contrast = found.std(axis=(1, 2, 3)) / float(x.std()) / brightness
+    for factor in (brightness, contrast):
+        assert 0.6 - 1e-3 < factor.min() < 0.63 and 1.37 < factor.max() < 1.4 + 1e-3
+        assert abs(np.mean(np.abs(factor - 1) < 1e-4) - 0.25) < 0.03, "a share stays plain"
+
+
+def test_colours_keep_the_brightness_and_some_pictures_lose_them():
+    x = jax.random.uniform(KEY, (8, 8, 3))
+    weights = np.array([0.299, 0.587, 0.114])
+    found = views(x, n=2000, **(STILL | {"hue": 0.1, "grey": 0.2}), plain=0.0)
+    light = found @ weights
+    flipped = np.abs(light - (x @ weights)[None]).max(axis=(1, 2)) > 1e-3
+    light[flipped] = light[flipped][:, :, ::-1]
+    np.testing.assert_allclose(light, np.broadcast_to(x @ weights, light.shape), atol=2e-3)
+    is_grey = np.ptp(found, axis=3).max(axis=(1, 2)) < 5e-3
+    assert abs(is_grey.mean() - 0.2) < 0.03
+    # A hue is an angle: red turned by a tenth of a circle is no longer the reddest.
+    red = jnp.zeros((2, 2, 3)).at[..., 0].set(1.0)
+    turned = views(red, **(STILL | {"hue": 0.5}), plain=0.0).mean(axis=(1, 2))
+    assert len(set(turned.argmax(axis=1))) == 3
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 2), (4, 4, 4)])
+def test_what_is_no_photograph_is_refused(shape):
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        augment.photo(KEY, jnp.ones(shape))
+
+
+def options(*args):
+    return config.resolve(config.parse(["--n-clusters", "3", *args]))
+
+
+def test_a_photograph_is_its_own_pair():
+    """Trap: photographs with the nearest pixels are of other things; no neighbours are looked up
+    but by features."""
+    shape = (20, 8, 8, 3)
+    for method, expected in (("contrastive", [""]), ("info_max", ["", "features"])):
+        for change, by_rows in (("photo", ""), ("affine", "rows")):
+            given = options("--method", method, "--augment", change)
+            wanted = [p or by_rows for p in expected]
+            assert [phase.pairs for phase in run.phases(given, shape)] == wanted
+    alone = options("--method", "info_max", "--augment", "photo", "--pretrain-epochs", "0")
+    assert [phase.pairs for phase in run.phases(alone, shape)] == [""]
+
+
+@pytest.mark.parametrize(
+    "args, row, words",
+    [
+        (["--augment", "photo"], (8,), "needs images"),
+        (["--augment", "photo"], (8, 8, 4), "1 or 3 channels"),
+        (["--network", "resnet"], (8,), "--network resnet needs images"),
+        (["--network", "resnet", "--precision", "bfloat16"], (8, 8, 3), "needs --network mlp"),
+        (["--network", "resnet", "--method", "dcn"], (8, 8, 3), "--network mlp or conv"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(args, row, words):
+    method = [] if "--method" in args else ["--method", "contrastive"]
+    with pytest.raises(config.ConfigError, match=words):
+        run.phases(options(*args, *method), (20, *row))
+
+
+def test_resnet_18_has_its_published_size():
+    """11.17 million weights of the layers up to the mean, as of its version for CIFAR-10."""
+    assert options("--method", "contrastive", "--network", "resnet").network.hidden == (
+        config.RESNET_18
+    )
+    encoder = networks.normalised_encoder("resnet", (32, 32, 3), config.RESNET_18, 128)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(lambda x: encoder.init(KEY, x), x)["params"]
+    head = sum(leaf.size for name in params if "Dense" in name for leaf in params[name].values())
+    norm = 2 * 512  # of the hidden layer of the head
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert total - head - norm == 11_168_832
+    assert jax.eval_shape(encoder.apply, {"params": params}, x).shape == (2, 128)
+
+
+def test_the_residual_network_learns_and_tells_rows_one_by_one():
+    x = np.asarray(jax.random.uniform(KEY, (40, 8, 8, 3)))
+    own = contrastive.Config(3, embed_dim=4, network="resnet", hidden=(8, 16))
+    algorithm = contrastive.build(own, x.shape[1:], augment=augment.photo)
+    found = train.fit(KEY, algorithm, x, epochs=6, batch_size=20, refresh_every=0)
+    assert found.metrics["loss"][-1] < found.metrics["loss"][0]
+    encoder = contrastive.build_nets(own, x.shape[1:]).encoder
+    measured = contrastive.measured(encoder, found.state.params["encoder"], jnp.asarray(x))
+    state = found.state.replace(statistics=measured)
+    z = algorithm.embed(state, jnp.asarray(x))
+    np.testing.assert_allclose(z[:7], algorithm.embed(state, jnp.asarray(x[:7])), atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1.0, rtol=1e-5)
