@@ -78,15 +78,16 @@ class Method:
 
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
-        "rotation", "deep_cluster", "next_token", "next_frame", "cross_modal",
+        "rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
-    image was turned; deep_cluster: on those that tell many small clusters of images apart;
-    next_token: on those that tell how a text goes on; next_frame: how a sound does;
-    cross_modal: on features on which the modalities of a thing agree. The others: network and
-    centroids trained together; dec without a decoder, vade with a mixture of Gaussians."""
+    image was turned; mmdc: clusters of one size, trained together with them; deep_cluster: k-means
+    on features that tell many small clusters of images apart; next_token: on those that tell how a
+    text goes on; next_frame: how a sound does; cross_modal: on features on which the modalities of
+    a thing agree. The others: network and centroids trained together; dec without a decoder, vade
+    with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -137,18 +138,18 @@ class Network:
 
     network: Literal["mlp", "conv", "resnet", "gru", "transformer"] | None = None
     """Perceptron, or for images convolutions, of contrastive and info_max also residual ones; of
-    next_token and next_frame recurrent units or a transformer. None: mlp, of rotation and
-    deep_cluster conv, of next_token and next_frame gru."""
+    next_token and next_frame recurrent units or a transformer. None: mlp, of rotation, mmdc
+    and deep_cluster conv, of next_token and next_frame gru."""
 
     hidden: tuple[int, ...] | None = None
     """Widths of the encoder's hidden layers (mlp); the decoder mirrors them. None: 500 500 2000,
-    of contrastive, info_max and cross_modal 512 512. Of rotation and deep_cluster those of their
-    blocks; None: 16 32 64. Of a resnet those of its stages; None: 64 128 256 512, ResNet-18. Of
-    next_token and next_frame those of their layers; None: 128."""
+    of contrastive, info_max and cross_modal 512 512. Of rotation, mmdc and deep_cluster those of
+    their blocks; None: 16 32 64. Of a resnet those of its stages; None: 64 128 256 512, which is
+    ResNet-18. Of next_token and next_frame those of their layers; None: 128."""
 
     embed_dim: int | None = None
     """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
-    deep_cluster, next_token and next_frame 32."""
+    mmdc, deep_cluster, next_token and next_frame 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -272,6 +273,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {**_PAIRS, "epochs": 40},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
         "rotation": {**_BLOCKS, "epochs": 5},
+        "mmdc": {**_BLOCKS, "epochs": 20},
         "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
         "next_frame": {**_NEXT_FRAME, "epochs": 20},
@@ -310,6 +312,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "contrastive": {**_PAIRS, "epochs": 1000},
         "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
         "rotation": {**_BLOCKS, "hidden": (96, 192, 192, 192), "epochs": 200},
+        "mmdc": {**_BLOCKS, "hidden": (96, 192, 192, 192), "epochs": 400},
         "deep_cluster": {
             **_BLOCKS,
             "hidden": (96, 192, 192, 192),
@@ -329,7 +332,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 # Contrastive features of the same rows still gain from 40 epochs to 100.
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "rotation": 1000,
-    "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
+    "mmdc": 1000, "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
 }  # fmt: skip
 
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
@@ -641,8 +644,8 @@ def _description() -> str:
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
         f"{_LEAST_STEPS['autoencoder']:,} steps of an autoencoder, {_LEAST_STEPS['contrastive']:,} "
-        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation and of deep_cluster, "
-        f"{_LEAST_STEPS['next_token']:,} of next_token, next_frame and cross_modal, and "
-        f"{_LEAST_STEPS['joint']:,} of joint training."
+        f"of contrastive features, {_LEAST_STEPS['rotation']:,} of rotation, mmdc and "
+        f"deep_cluster, {_LEAST_STEPS['next_token']:,} of next_token, next_frame and "
+        f"cross_modal, and {_LEAST_STEPS['joint']:,} of joint training."
     )
     return "\n\n".join(lines)

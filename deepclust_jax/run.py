@@ -25,6 +25,7 @@ from deepclust_jax.algorithms import (
     deep_cluster,
     dkm,
     info_max,
+    mmdc,
     n2d,
     next_frame,
     next_token,
@@ -38,7 +39,7 @@ from deepclust_jax.types import Algorithm, Array, Key, State
 METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
-    "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
+    "mmdc": mmdc, "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
     "cross_modal": cross_modal,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
@@ -50,6 +51,7 @@ FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 _DEVIATIONS = 0.05, 20.0
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _ON_PAIRS = ("contrastive", "info_max")
+_WITH_BLOCKS = ("rotation", "mmdc", "deep_cluster")
 _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
@@ -162,7 +164,7 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method in ("rotation", "deep_cluster", "next_token", "next_frame"):
+    if method.method in (*_WITH_BLOCKS, "next_token", "next_frame"):
         rate = training.learning_rate
         if method.method != "rotation":
             del common["precision"]
@@ -494,7 +496,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         )
     if is_reader:
         return _check_reader(METHODS[method.method], options, row)
-    if method.method in ("rotation", "deep_cluster"):
+    if method.method in _WITH_BLOCKS:
         return _check_blocks(method.method, network, row)
     if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
@@ -547,9 +549,9 @@ def _check_reader(module: Any, options: config.Options, row: tuple[int, ...]) ->
 
 
 def _check_blocks(method: str, network: config.Network, row: tuple[int, ...]) -> None:
-    if method == "rotation" and (len(row) != 3 or row[0] != row[1]):
+    if method != "deep_cluster" and (len(row) != 3 or row[0] != row[1]):
         raise config.ConfigError(
-            "--method rotation needs square images [h, h, c], which turn into themselves, "
+            f"--method {method} needs square images [h, h, c], which turn into themselves, "
             f"found rows of shape {row}; cut or pad them"
         )
     if len(row) != 3:
@@ -559,6 +561,8 @@ def _check_blocks(method: str, network: config.Network, row: tuple[int, ...]) ->
             f"--method {method} needs --network conv and --precision float32, found "
             f"{network.network} and {network.precision}"
         )
+    if method == "mmdc":  # whose code is no principal axes
+        return
     module = METHODS[method]
     axes = module.most_axes(module.build_nets(module.Config(hidden=network.hidden), row), row)
     if network.embed_dim > axes:

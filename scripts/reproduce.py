@@ -33,7 +33,7 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Networks of their own, from which nothing else starts.
-_OWN = ("rotation", "deep_cluster", "next_token", "next_frame", "cross_modal")
+_OWN = ("rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal")
 # The second modality of the data sets that have one.
 PARTNERS = {"mnist_of_fsdd": "fsdd", "emoji": "emoji_names"}
 _AUGMENTED = ("affine", "photo", "speech", "each", "noise")
@@ -48,8 +48,8 @@ Row = Literal[
     "contrastive-affine", "contrastive-speech", "info_max", "info_max-noise", "info_max-affine",
     "info_max-speech", "contrastive-photo", "info_max-photo", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
-    "deep_cluster", "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
-    "cross_modal-each",
+    "mmdc-affine", "mmdc-photo", "deep_cluster", "deep_cluster-affine", "next_token",
+    "next_frame", "cross_modal", "cross_modal-each",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -57,7 +57,7 @@ ROWS: tuple[Row, ...] = (
     "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
     "info_max-affine", "contrastive-speech", "info_max-speech", "contrastive-photo",
-    "info_max-photo", "rotation", "deep_cluster",
+    "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
     "cross_modal-each", "autoencoder-paper",
 )  # fmt: skip
@@ -105,7 +105,7 @@ class Options:
     """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
     shifts images at random while they train; merge finds the number of clusters. affine and
-    deep_cluster are left out where there are no images, rotation also where they are not square,
+    deep_cluster are left out where there are no images, rotation and mmdc where none are square,
     photo where there are no colours, next_token where there are no texts, next_frame and speech
     where there are no sounds, cross_modal where there is no second modality."""
 
@@ -156,7 +156,9 @@ def main(args: list[str] | None = None) -> int:
         rows = []
         for row in options.rows:
             shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
-            if {"affine", "rotation", "deep_cluster"} & set(parts) and dataset.kind != "image":
+            if {"affine", "rotation", "mmdc", "deep_cluster"} & set(
+                parts
+            ) and dataset.kind != "image":
                 print(f"{name} {row}: left out, {dataset.kind} rows are no images")
             elif "next_token" in parts and why_not:
                 print(f"{name} {row}: left out, {why_not}")
@@ -166,7 +168,7 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, it has no second modality")
             elif "photo" in parts and (dataset.kind != "image" or shape[2] != 3):
                 print(f"{name} {row}: left out, {dataset.kind} rows {shape} have no colours")
-            elif "rotation" in parts and shape[0] != shape[1]:
+            elif {"rotation", "mmdc"} & set(parts) and shape[0] != shape[1]:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
@@ -452,7 +454,8 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, deep_cluster, next_token, next_frame, cross_modal and those marked float32. "
+        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal and those marked "
+        "float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

@@ -20,6 +20,7 @@ from deepclust_jax.algorithms import (
     deep_cluster,
     dkm,
     info_max,
+    mmdc,
     n2d,
     next_frame,
     next_token,
@@ -53,6 +54,7 @@ ALGORITHMS = {
     ),
     "info_max": (info_max, info_max.Config(**SMALL, n_heads=2)),
     "rotation": (rotation, rotation.Config(**SMALL, n_init=2)),
+    "mmdc": (mmdc, mmdc.Config(**SMALL)),
     "deep_cluster": (
         deep_cluster,
         deep_cluster.Config(**SMALL, n_classes=8, n_init=2),

@@ -105,6 +105,15 @@ def log_probabilities(params: Params, x: Array, nets: Nets) -> Array:
     return jax.nn.log_softmax(nets.head.apply(params["head"], z))
 
 
+def told(log_p: Array, mask: Array) -> tuple[Array, Array]:
+    """Cross-entropy of the turns, nats, and the share of turns that are found, 0 to 1; means over
+    rows and turns. log_p [4 b, 4] in the order of `turns`, mask [b] -> [], []."""
+    true, mask = jnp.repeat(jnp.arange(TURNS), len(mask)), jnp.tile(mask, TURNS)
+    cost = -jnp.take_along_axis(log_p, true[:, None], axis=1)[:, 0]
+    found = (jnp.argmax(log_p, axis=1) == true).astype(log_p.dtype)
+    return losses.masked_mean(cost, mask), losses.masked_mean(found, mask)
+
+
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
@@ -113,12 +122,8 @@ def loss(
     The metric `rotation_accuracy` is the share of turned images whose turn is found, 0 to 1.
     """
     del state, key, config
-    log_p = log_probabilities(params, turns(batch.x), nets)
-    true = jnp.repeat(jnp.arange(TURNS), len(batch.x))
-    mask = jnp.tile(batch.mask, TURNS)
-    cost = -jnp.take_along_axis(log_p, true[:, None], axis=1)[:, 0]
-    found = (jnp.argmax(log_p, axis=1) == true).astype(log_p.dtype)
-    return losses.masked_mean(cost, mask), {"rotation_accuracy": losses.masked_mean(found, mask)}
+    cost, found = told(log_probabilities(params, turns(batch.x), nets), batch.mask)
+    return cost, {"rotation_accuracy": found}
 
 
 def accuracy(state: State, x: Array, nets: Nets) -> Array:

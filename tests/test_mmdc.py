@@ -1,0 +1,119 @@
+"""Turns and the points of a mixture: targets, their matching, and what both tasks leave."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from deepclust_jax import metrics, train
+from deepclust_jax.algorithms import mmdc
+from deepclust_jax.types import Batch
+
+KEY = jax.random.key(0)
+SMALL = mmdc.Config(n_clusters=3, embed_dim=4, hidden=(8,))
+
+
+def test_targets_are_of_the_mixture():
+    config = dataclasses.replace(SMALL, sigma=0.15)
+    draw = jax.vmap(lambda key: mmdc.targets(key, 40, config))
+    t = np.asarray(draw(jax.random.split(KEY, 300)))
+    component = t.argmax(axis=2)
+    counts = np.stack([(component == j).sum(axis=1) for j in range(3)], axis=1)
+    assert set(counts.ravel()) == {13, 14}, "of one size"
+    assert (np.ptp(counts.mean(axis=0)) < 0.3).all(), "one more of each in turn"
+    for j in range(3):
+        own = t[component == j]
+        np.testing.assert_allclose(own.mean(axis=0), np.eye(3)[j], atol=0.02)
+        np.testing.assert_allclose(own.std(axis=0), 0.15, rtol=0.05)
+    assert len({tuple(row) for row in component}) > 250, "in any order"
+
+
+def test_the_matching_is_the_best_of_all_permutations():
+    y, t = jax.random.normal(KEY, (6, 3)), jax.random.normal(jax.random.key(1), (6, 3))
+    found = mmdc.matched(y, t, jnp.ones(6))
+    costs = {p: float(((y - t[jnp.array(p)]) ** 2).sum()) for p in itertools.permutations(range(6))}
+    best = min(costs, key=costs.get)
+    np.testing.assert_array_equal(found, t[jnp.array(best)])
+
+
+def test_padding_takes_what_no_row_wants():
+    t = jnp.eye(3)[jnp.array([0, 0, 1, 2])]
+    y = jnp.eye(3)[jnp.array([2, 0, 1, 0])] * 5.0
+    found = mmdc.matched(y, t, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(found[:3], jnp.eye(3)[jnp.array([2, 0, 1])])
+
+
+def test_padding_changes_neither_loss_nor_gradient():
+    """Trap: rows of padding that take a target away or are turned with the others."""
+    x = jax.random.uniform(KEY, (8, 6, 6, 1))
+    nets = mmdc.build_nets(SMALL, x.shape[1:])
+    algorithm = mmdc.build(SMALL, x.shape[1:])
+    mask = jnp.ones(8).at[5:].set(0.0)
+    state = algorithm.init(KEY, Batch(x, jnp.arange(8), mask))
+
+    def of(x):
+        batch = Batch(x, jnp.arange(8), mask)
+        return mmdc.loss(state.params, state, batch, KEY, nets=nets, config=SMALL)[0]
+
+    other = x.at[5:].set(7.0)
+    np.testing.assert_allclose(of(x), of(other), rtol=1e-5)
+    assert float(jnp.abs(jax.grad(of)(x)[5:]).max()) == 0.0
+
+
+def test_the_loss_is_what_it_says():
+    x = jax.random.uniform(KEY, (6, 6, 6, 1))
+    nets = mmdc.build_nets(SMALL, x.shape[1:])
+    batch = Batch(x, jnp.arange(6), jnp.ones(6))
+    state = mmdc.build(SMALL, x.shape[1:]).init(KEY, batch)
+
+    def of(weight):
+        config = dataclasses.replace(SMALL, weight=weight)
+        return mmdc.loss(state.params, state, batch, KEY, nets=nets, config=config)
+
+    value, terms = of(0.0)
+    z = nets.encoder.apply(state.params["encoder"], x)
+    y = nets.head.apply(state.params["head"], z)
+    t = mmdc.matched(y, mmdc.targets(KEY, 6, SMALL), jnp.ones(6))
+    np.testing.assert_allclose(value, ((y - t) ** 2).sum(axis=1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(terms["distance"], value, rtol=1e-6)
+    costs, hits = [], []
+    for turn in range(4):
+        turned = jnp.asarray(np.rot90(x, turn, axes=(1, 2)))
+        code = nets.encoder.apply(state.params["encoder"], turned)
+        p = jax.nn.softmax(nets.turns.apply(state.params["turns"], code))
+        costs.append(-np.log(p[:, turn]))
+        hits.append(p.argmax(axis=1) == turn)
+    np.testing.assert_allclose(of(2.0)[0] - value, 2.0 * np.mean(costs), rtol=1e-4)
+    np.testing.assert_allclose(terms["rotation_accuracy"], np.mean(hits), rtol=1e-6)
+
+
+def test_clusters_of_real_digits_are_of_one_size_and_of_digits():
+    x, y = load_digits(return_X_y=True)
+    x = (x.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
+    config = mmdc.Config(hidden=(8, 16))
+    algorithm = mmdc.build(config, x.shape[1:])
+    found = train.fit(KEY, algorithm, x, epochs=25, batch_size=128, refresh_every=0)
+    state = jax.tree.map(lambda leaf: leaf[None], found.state)
+    labels = train.embed(algorithm, state, x)[1][0]
+    sizes = np.bincount(labels, minlength=10)
+    assert sizes.min() > 90, sizes
+    assert metrics.external_scores(y, labels)["accuracy"] > 0.45
+    assert found.metrics["rotation_accuracy"][-1] > 0.6
+    assert found.metrics["distance"][-1] < 0.6 * found.metrics["distance"][0]
+
+
+@pytest.mark.parametrize(
+    "config, shape, words",
+    [
+        (SMALL, (6, 7, 1), "square images"),
+        (SMALL, (9,), "square images"),
+        (dataclasses.replace(SMALL, network="mlp"), (6, 6, 1), "'conv'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, shape, words):
+    with pytest.raises(ValueError, match=words):
+        mmdc.build(config, shape)
