@@ -175,6 +175,8 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
             # that the state is of one shape on every device.
             n = stream.sample_size(jax.ShapeDtypeStruct(shape, np.float32))
             common |= {"n_classes": min(10 * options.data.n_clusters, max(n // 4, 1))}
+        if method.method == "mmdc":
+            common |= {"turns_first": steps * training.epochs // 2}
         module = METHODS[method.method]
         optimizer = optax.adam(falling(rate, training.epochs))
         own = module.Config(**common, learning_rate=rate)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from deepclust_jax import metrics, train
+from deepclust_jax import config, metrics, run, train
 from deepclust_jax.algorithms import mmdc
 from deepclust_jax.types import Batch
 
@@ -55,6 +55,7 @@ def test_padding_changes_neither_loss_nor_gradient():
     mask = jnp.ones(8).at[5:].set(0.0)
     state = algorithm.init(KEY, Batch(x, jnp.arange(8), mask))
 
+    @jax.jit
     def of(x):
         batch = Batch(x, jnp.arange(8), mask)
         return mmdc.loss(state.params, state, batch, KEY, nets=nets, config=SMALL)[0]
@@ -91,11 +92,36 @@ def test_the_loss_is_what_it_says():
     np.testing.assert_allclose(terms["rotation_accuracy"], np.mean(hits), rtol=1e-6)
 
 
+def test_turns_come_first_and_alone():
+    """Trap: the first matching is of a network that sees nothing yet, and stays."""
+    x = jax.random.uniform(KEY, (6, 6, 6, 1))
+    own = dataclasses.replace(SMALL, turns_first=2)
+    nets = mmdc.build_nets(own, x.shape[1:])
+    batch = Batch(x, jnp.arange(6), jnp.ones(6))
+    state = mmdc.build(own, x.shape[1:]).init(KEY, batch)
+
+    def of(params, step):
+        now = state.replace(step=jnp.int32(step))
+        return mmdc.loss(params, now, batch, KEY, nets=nets, config=own)[0]
+
+    grads = [jax.grad(of)(state.params, step)["head"] for step in (0, 1, 2)]
+    norms = [max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g)) for g in grads]
+    assert norms[0] == norms[1] == 0.0 and norms[2] > 0.0
+
+
+def test_half_of_the_steps_are_of_turns_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(mmdc, "build", lambda own, *args, **more: seen.append(own))
+    args = ["--n-clusters", "3", "--method", "mmdc", "--epochs", "6", "--batch-size", "10"]
+    run.phases(config.resolve(config.parse(args)), (40, 8, 8, 1))
+    assert seen[0].turns_first == 4 * 6 // 2
+
+
 def test_clusters_of_real_digits_are_of_one_size_and_of_digits():
     x, y = load_digits(return_X_y=True)
     x = (x.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
-    config = mmdc.Config(hidden=(8, 16))
-    algorithm = mmdc.build(config, x.shape[1:])
+    own = mmdc.Config(hidden=(8, 16), turns_first=150)
+    algorithm = mmdc.build(own, x.shape[1:])
     found = train.fit(KEY, algorithm, x, epochs=25, batch_size=128, refresh_every=0)
     state = jax.tree.map(lambda leaf: leaf[None], found.state)
     labels = train.embed(algorithm, state, x)[1][0]
