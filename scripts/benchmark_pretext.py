@@ -60,11 +60,12 @@ def main(args: list[str] | None = None) -> int:
         loop = train_jax if name == "jax" else TORCH[task]
         print(json.dumps({"seconds": loop(task, np.load(file), int(epochs))}))
         return 0
-    import reproduce
     import tyro
 
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     if options.table:
+        import reproduce
+
         reproduce.rewrite("pretext_speed", table())
         return 0
     measure(options)

@@ -466,3 +466,13 @@ def test_rows_are_checked_before_anything_is_traced():
     state = jax.eval_shape(lambda: train.init(jax.random.key(0), phase.algorithm, rows))
     # A GiB of such images are 1,783, and they are what is clustered where they are streamed.
     assert state.sizes.shape == (1783 // 4,)
+
+
+def test_the_recipe_for_an_accelerator_is_one():
+    options = config.resolve(
+        config.parse(["--config", str(ROOT / "scripts/cifar10_resnet18.toml")])
+    )
+    assert options.network.hidden == config.RESNET_18
+    options = dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=10))
+    start, joint = run.phases(options, (50_000, 32, 32, 3))
+    assert (start.epochs, start.pairs, joint.epochs, joint.pairs) == (500, "", 100, "features")

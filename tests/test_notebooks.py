@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-NAMES = ("01_quickstart", "02_write_your_own_loss", "03_sounds_and_pictures")
-ON_DATA = ("03_sounds_and_pictures",)  # of DEEPCLUST_DATA_DIR
+NAMES = (
+    "01_quickstart", "02_write_your_own_loss", "03_sounds_and_pictures", "04_pictures", "05_texts"
+)  # fmt: skip
+ON_DATA = NAMES[2:]  # of DEEPCLUST_DATA_DIR
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def test_stored_notebook_has_nothing_that_changes_by_itself(name):
 def test_stored_notebook_is_not_of_the_fast_setting():
     seeds = {"01_quickstart": "(3, 1797", "02_write_your_own_loss": "5 seeds show"}
     seeds["03_sounds_and_pictures"] = "3000 clips at 8000 Hz"
+    seeds |= {"04_pictures": "5000 pictures", "05_texts": "3000 texts"}
     for name, expected in seeds.items():
         assert expected in str([cell.get("outputs") for cell in stored(name).cells])
 
