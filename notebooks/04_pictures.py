@@ -34,7 +34,7 @@ from deepclust_jax.clustering import kmeans
 from deepclust_jax.report import figures, scores
 
 FAST = "DEEPCLUST_FAST" in os.environ  # set by the tests, which only check that all cells run
-N_SEEDS, EPOCHS, LIMIT, WIDTHS = (2, 1, 200, (8, 8)) if FAST else (3, 10, 5000, (16, 32, 64))
+N_SEEDS, EPOCHS, LIMIT, WIDTHS = (2, 1, 200, (8, 8)) if FAST else (3, 8, 2000, (16, 32, 64))
 
 # %% [markdown]
 # ## From pictures to rows

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from deepclust_jax.types import Array
 
-_COMPARED = 8e10  # differences of numbers that a score in `internal_scores` may take, seconds
+_COMPARED = 2.5e10  # differences of numbers that a score in `internal_scores` may take
 _BLOCK = 256  # rows; with 10,000 columns a block of distances is 10 MB, which stays in cache
 
 
@@ -84,7 +84,7 @@ def cluster_sizes(labels: ArrayLike, k: int) -> np.ndarray:
 def internal_scores(z: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """All scores without labels, name -> float. [n, d], [n] -> dict.
 
-    Those that compare all rows with all take 10,000 of them, and fewer where d is beyond 800.
+    Those that compare all rows with all take 10,000 of them, and fewer where d is beyond 250.
 
     Raises ValueError for shapes that do not fit, no rows, or labels that are no integers.
     """
