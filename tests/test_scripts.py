@@ -715,9 +715,9 @@ def test_a_run_of_before_an_option_came_is_one(base, tmp_path):
     for name in ("partner", "parts", "nuisance"):
         del values[name]
     (out / "config.json").write_text(json.dumps(values))
-    assert TRAIN.is_run(out)
+    assert config.is_run(out)
     (out / "config.json").write_text('{"data": "of another project"}')
-    assert not TRAIN.is_run(out)
+    assert not config.is_run(out)
 
 
 @pytest.mark.parametrize("held_out, k", [(0, 12), (5, 9)])
