@@ -152,12 +152,16 @@ def photo(
 ) -> Array:
     """A part of a photograph in other light, at the size of the whole. [h, w, c] -> [h, w, c].
 
-    The views of SimCLR (Chen et al. 2020, appendix A, without blur, as for CIFAR-10): a part of at
-    least `area` of the picture, its sides in a ratio of up to `aspect`, at random flipped left to
-    right; brightness, contrast and saturation changed by a factor of up to 1 +- `light` and the
-    hue by up to `hue` of a full turn, but for a share `plain` of all; a share `grey` loses its
-    colours. Pictures of one channel have neither hue nor saturation. Bilinear interpolation.
-    Deviation: values are not cut off at 0 and 1, and hue and saturation are those of NTSC's YIQ.
+    The views of SimCLR (Chen et al. 2020, appendix A, without blur, as for CIFAR-10), but for what
+    is named below: a part of at least `area` of the picture, its sides in a ratio of up to
+    `aspect`, at random flipped left to right; brightness, contrast and saturation changed by a
+    factor of up to 1 +- `light` and the hue by up to `hue` of a full turn, but for a share `plain`
+    of all; a share `grey` loses its colours. Pictures of one channel have neither hue nor
+    saturation. Bilinear interpolation.
+
+    Deviations: parts are no smaller than 0.2 (SimCLR: 0.08), changes come in one order, contrast is
+    about the mean of each channel, values are not cut off at 0 and 1, and hue and saturation are
+    those of NTSC's YIQ.
 
     Raises:
         ValueError: x is no image of one or three channels.
@@ -165,7 +169,7 @@ def photo(
     if x.ndim != 3 or x.shape[2] not in (1, 3):
         raise ValueError(f"expected an image of 1 or 3 channels [h, w, c], found shape {x.shape}")
     height, width, channels = x.shape
-    draw = jax.random.uniform(key, (12,))
+    draw = jax.random.uniform(key, (11,))
     size = area + (1.0 - area) * draw[0]
     ratio = aspect ** (2.0 * draw[1] - 1.0)
     rows = _part(draw[2], jnp.minimum(jnp.sqrt(size / ratio), 1.0), height)
@@ -181,7 +185,8 @@ def photo(
         cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
         turn = jnp.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
         to_yiq = jnp.array(_TO_YIQ)
-        x = x @ (jnp.linalg.inv(to_yiq) @ turn @ to_yiq).T
+        change = jnp.linalg.inv(to_yiq) @ turn @ to_yiq
+        x = jnp.einsum("hwi,ci->hwc", x, change, precision=jax.lax.Precision.HIGHEST)
     x = brightness * x
     mean = jnp.mean(x, axis=(0, 1), keepdims=True)
     return mean + contrast * (x - mean)

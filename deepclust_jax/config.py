@@ -7,6 +7,7 @@ import difflib
 import functools
 import io
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
+CHECKSUM = "data.sha256"  # in a run directory: of the rows that it was trained on
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
 _DECIDING = (
-    "data", "partner", "kind", "scaling", "limit", "method", "profile", "batch_size",
+    "data", "partner", "kind", "scaling", "limit", "method", "profile", "network", "batch_size",
     "pretrain_epochs",
 )  # fmt: skip
 
@@ -457,6 +459,40 @@ def is_run(folder: Path) -> bool:
     return {"data", "n_clusters", "method", "seeds"} <= set(names)
 
 
+def run_of(source: str) -> Path | None:
+    """The folder of a run, if a source of data is one; the name of a data set is always that.
+
+    Raises:
+        ConfigError: it is one, and its options cannot be read.
+    """
+    from deepclust_jax.data import named
+
+    folder = Path(source)
+    if source in named.NAMED:
+        return None
+    if (folder / CHECKSUM).is_file():  # no folder of pictures: this says what is wrong with it
+        read(folder / FILE)
+    return folder if is_run(folder) else None
+
+
+def lineage(given: Data) -> list[Data]:
+    """Where rows come from: what is given, then of a run what it was trained on, and so on; of
+    these only the files and names.
+
+    Raises:
+        ConfigError: a run is made of its own codes.
+    """
+    found, seen = [given], set()
+    while (folder := run_of(found[-1].data)) is not None:
+        if folder.resolve() in seen:
+            raise ConfigError(f"the run in {folder} is now of its own codes; train it again")
+        seen.add(folder.resolve())
+        values = read(folder / FILE)
+        names = ("data", "partner", "labels", "nuisance")
+        found.append(Data(**{name: values[name] for name in names if name in values}))
+    return found
+
+
 def _check_values(file: Path, values: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that its option does not take."""
     for name, value in values.items():
@@ -544,7 +580,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     if n_rows is not None and options.method.profile == "practical":
         options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:
-        stem = Path(options.data.data).stem
+        stem = Path(os.path.abspath(options.data.data)).stem
         out = Path("runs") / f"{stem}-{options.method.method}"
         run = dataclasses.replace(options.run, out=out)
         options = dataclasses.replace(options, run=run)

@@ -478,7 +478,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     allowed = ("gru", "transformer") if is_reader else ("mlp", "conv")
     if method.method in _ON_PAIRS:
         allowed = ("mlp", "conv", "resnet")
-    if network.network not in allowed:
+    if network.network not in allowed and method.method not in _WITH_BLOCKS:
         raise config.ConfigError(
             f"expected --network {' or '.join(allowed)} beside --method {method.method}, found "
             f"{network.network}"

@@ -68,6 +68,10 @@ def main(args: list[str] | None = None) -> int:
 
         reproduce.rewrite("pretext_speed", table())
         return 0
+    if options.rounds < 1 or options.epochs < 1:
+        found = f"{options.rounds} and {options.epochs}"
+        print(f"error: expected --rounds and --epochs >= 1, found {found}", file=sys.stderr)
+        return 2
     measure(options)
     print(table())
     return 0
@@ -78,6 +82,7 @@ def measure(options: Options) -> None:
     from deepclust_jax import data
     from deepclust_jax.report import environment, scores
 
+    torch = torch_version(options.torch_python)  # first: without it nothing can be compared
     seconds: dict[str, dict[str, list[float]]] = {
         task: {"jax": [], "pytorch": []} for task in options.tasks
     }
@@ -98,7 +103,7 @@ def measure(options: Options) -> None:
         "epochs": options.epochs,
         "seconds": seconds,
         "environment": environment.environment(),
-        "torch": torch_version(options.torch_python),
+        "torch": torch,
     }
     RESULT.parent.mkdir(exist_ok=True)
     scores.write_report(RESULT, result)
@@ -120,12 +125,20 @@ def run_contender(python: str, name: str, task: str, file: str, epochs: int) -> 
 def torch_version(python: str) -> str:
     """The version of torch under a Python."""
     code = "import importlib.metadata as m; print(m.version('torch'))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(
+            f'error: expected a Python with PyTorch, found {python}; pip install -e ".[bench]" '
+            "there, or give another --torch-python"
+        ) from None
     return done.stdout.strip()
 
 
 def table() -> str:
     """The table in Markdown; ratios are of medians, above 1 this project is faster."""
+    if not RESULT.exists():
+        raise SystemExit(f"error: expected {RESULT}, which the script writes; run it first")
     result = json.loads(RESULT.read_text())
     lines = [
         "| pretext | rows per second, median (range) | PyTorch | times PyTorch |",
@@ -140,7 +153,8 @@ def table() -> str:
     made = result["environment"]
     lines += [
         "",
-        f"The same networks, losses and batches in both, Adam, float32, {made['cores']} CPU cores; "
+        f"The same networks, losses and batches in both (logits of next_token twice in jax, which "
+        f"saves memory), Adam, float32, {made['cores']} CPU cores; "
         f"jax {made['versions']['jax']}, torch {result['torch']}; compilation and the first epoch "
         "apart. `python scripts/benchmark_pretext.py`",
     ]

@@ -66,6 +66,10 @@ def cluster(options: Options) -> int:
         command.check_output(path, ".npy", overwrite=options.overwrite)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
+    if config.run_of(options.data) is not None:
+        raise config.ConfigError(
+            f"expected rows to cluster, found the run {options.data}; give its embeddings.npy"
+        )
     run.platform()
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)

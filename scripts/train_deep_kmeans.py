@@ -18,11 +18,9 @@ from pathlib import Path
 
 from deepclust_jax import config
 
-CHECKSUM = "data.sha256"  # file of a run directory, with that of the rows; last to be written
-
 # All that a run leaves in its directory, and so all that --overwrite may delete.
 OF_A_RUN = {
-    CHECKSUM, "config.json", "checkpoint", "tensorboard", "metrics.csv",
+    config.CHECKSUM, config.FILE, "checkpoint", "tensorboard", "metrics.csv",
     "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
     "preprocessing.json", "preprocessing.npz", "partner", "cluster_sizes.png", "confusion.png",
     "embedding_map.png", "samples.png", "samples.md", "training.png",
@@ -235,8 +233,8 @@ def check_folder(options: config.Options) -> None:
     known = config.is_run(out)
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
-    given = options.data
-    for path in (given.data, given.partner, given.labels, given.nuisance):
+    given = config.lineage(options.data)
+    for path in (p for d in given for p in (d.data, d.partner, d.labels, d.nuisance)):
         inside = (
             path and os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())
         )
@@ -293,9 +291,9 @@ def prepare_folder(given: config.Options, options: config.Options, checksum: str
     if options.run.resume:
         run.check_same(out, options)
         # A run that was killed as it began has none.
-        if not (out / CHECKSUM).is_file():
-            (out / CHECKSUM).write_text(checksum)
-        elif (out / CHECKSUM).read_text() != checksum:
+        if not (out / config.CHECKSUM).is_file():
+            (out / config.CHECKSUM).write_text(checksum)
+        elif (out / config.CHECKSUM).read_text() != checksum:
             raise config.ConfigError(
                 f"--resume: the rows of {options.data.data} are not those the run in {out} began "
                 "with; use --overwrite or another --out"
@@ -306,7 +304,7 @@ def prepare_folder(given: config.Options, options: config.Options, checksum: str
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         run.write_options(out, options, given, before)  # makes the folder a run
-        (out / CHECKSUM).write_text(checksum)
+        (out / config.CHECKSUM).write_text(checksum)
     except FileExistsError:
         raise config.ConfigError(
             f"another run began in --out {out} meanwhile; choose another folder"

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_scripts import call, script
+from test_scripts import call, refused, script
 
 from deepclust_jax import train
 
@@ -48,6 +48,11 @@ def test_a_contender_that_does_not_run_is_named(tmp_path):
         BENCHMARK.run_contender(sys.executable, "pytorch", "rotation", str(tmp_path / "no.npy"), 1)
 
 
-def test_unknown_tasks_are_refused():
-    with pytest.raises(SystemExit):
-        call(BENCHMARK, "--tasks", "jigsaw")
+def test_what_cannot_be_measured_is_refused_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(BENCHMARK, "RESULT", tmp_path / "none.json")
+    for args in (["--rounds", "0"], ["--epochs", "-1"]):
+        assert "--rounds and --epochs >= 1" in refused(BENCHMARK, *args)
+    with pytest.raises(SystemExit, match="expected a Python with PyTorch, found /no/python"):
+        call(BENCHMARK, "--torch-python", "/no/python")
+    with pytest.raises(SystemExit, match="run it first"):
+        BENCHMARK.table()

@@ -476,3 +476,14 @@ def test_the_recipe_for_an_accelerator_is_one():
     options = dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=10))
     start, joint = run.phases(options, (50_000, 32, 32, 3))
     assert (start.epochs, start.pairs, joint.epochs, joint.pairs) == (500, "", 100, "features")
+
+
+def test_widths_that_were_derived_are_derived_anew_for_another_network(tmp_path):
+    """Trap: a residual network of two stages of 512, as the perceptron before had."""
+    given = ["--method", "contrastive", "--n-clusters", "3"]
+    options = config.resolve(config.parse(given))
+    run.write_options(tmp_path, options, config.parse(given), {})
+    file = ["--config", str(tmp_path / "config.json")]
+    assert config.resolve(config.parse(file)).network.hidden == (512, 512)
+    again = config.resolve(config.parse([*file, "--network", "resnet"]))
+    assert again.network.hidden == config.RESNET_18

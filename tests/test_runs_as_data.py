@@ -105,7 +105,61 @@ def test_a_run_that_is_not_finished_or_whose_data_changed_is_refused(first, tmp_
     values = json.loads((copy / "config.json").read_text()) | {"limit": 60, "nuisance": None}
     (copy / "config.json").write_text(json.dumps(values))
     found = refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
-    assert "expected the 120 rows of the run" in found and "found 60" in found
+    assert "expected the 120 rows that the run" in found and "changed since" in found
+    (copy / "config.json").write_text(json.dumps(values | {"no_option": 1}))
+    assert "no_option" in refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
+
+
+def test_other_rows_of_the_same_number_are_refused(tmp_path):
+    """Trap: labels and pictures of other rows, where the source was sorted anew."""
+    x, order = np.random.default_rng(0).random((30, 4)), np.arange(30)
+    np.savez(tmp_path / "d.npz", X=x, y=order % 3)
+    given = ["--data", tmp_path / "d.npz", "--n-clusters", "3", "--method", "autoencoder"]
+    done(TRAIN, *given, *SHORT, "--out", tmp_path / "run")
+    np.savez(tmp_path / "d.npz", X=x[::-1], y=(order % 3)[::-1])
+    assert "changed since" in refused(TRAIN, "--data", tmp_path / "run", "--out", tmp_path / "no")
+
+
+def test_the_name_of_a_data_set_is_never_a_run(first, tmp_path, monkeypatch):
+    shutil.copytree(first, tmp_path / "digits")
+    shutil.copy(first.parent / "bright.npy", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = run_directory.load(config.Data(data="digits", limit=50))
+    assert found.dataset.kind == "image" and len(found.dataset.x) == 50
+    assert run_directory.load(config.Data(data="./digits")).dataset.x.shape == (120, 3)
+
+
+def test_nuisance_labels_that_are_gone_stop_only_who_needs_them(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {"nuisance": str(tmp_path / "gone")}))
+    assert "gone" in refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
+    assert run_directory.rows_of(str(copy))[0].shape == (120, 3)
+    np.save(tmp_path / "other.npy", np.arange(120) % 2)
+    given = config.Data(data=str(copy), nuisance=str(tmp_path / "other.npy"))
+    np.testing.assert_array_equal(run_directory.load(given).nuisance, np.arange(120) % 2)
+
+
+def test_what_the_codes_descend_from_is_not_overwritten(first, second):
+    """Trap: the last of a chain written over its first, whose labels it needs."""
+    found = refused(TRAIN, "--data", second[0], "--out", first, "--overwrite")
+    assert "--overwrite would delete" in found and (first / "embeddings.npy").exists()
+
+
+def test_a_run_of_its_own_codes_is_refused(first, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    values = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(values | {"data": str(copy)}))
+    assert "its own codes" in refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
+
+
+def test_a_run_is_no_partner_and_no_new_rows(first, tmp_path):
+    given = ["--data", "digits", "--partner", first, "--method", "cross_modal"]
+    assert "give its embeddings.npy" in refused(TRAIN, *given, "--out", tmp_path / "no")
+    found = refused(script("cluster"), first, first, "--labels-out", tmp_path / "l.npy")
+    assert "give its embeddings.npy" in found
 
 
 def test_the_run_that_is_read_is_not_overwritten(first):

@@ -88,21 +88,25 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 
 
 def targets(key: Key, n: int, config: Config) -> Array:
-    """Points of the mixture, of each component as many, or one more. -> [n, k]."""
-    order_key, noise_key, first_key = jax.random.split(key, 3)
+    """Points of the mixture, the first m of which are of each component as many, or one more,
+    whatever m is. -> [n, k]."""
+    noise_key, first_key = jax.random.split(key)
     k = config.n_clusters
     # Those that have one more are others in every batch.
     component = (jnp.arange(n) + jax.random.randint(first_key, (), 0, k)) % k
-    means = jax.nn.one_hot(jax.random.permutation(order_key, component), k)
-    return means + config.sigma * jax.random.normal(noise_key, (n, k))
+    return jax.nn.one_hot(component, k) + config.sigma * jax.random.normal(noise_key, (n, k))
 
 
 def matched(y: Array, t: Array, mask: Array) -> Array:
     """The targets in the order in which they are nearest to y [b, k], as a whole. -> [b, k].
 
-    Rows that do not count take what is left.
+    The m rows that count share the first m targets, the others have what is left.
     """
-    cost = losses.squared_distances(y, t) * mask[:, None]
+    counts = mask > 0
+    cost = losses.squared_distances(y, t)
+    beyond = jnp.arange(len(t)) >= jnp.sum(counts)
+    cost = jnp.where(beyond[None, :], 1.0 + len(t) * jnp.max(cost), cost)
+    cost = jnp.where(counts[:, None], cost, 0.0)
     rows, columns = optax.assignment.hungarian_algorithm(jax.lax.stop_gradient(cost))
     return jnp.zeros_like(t).at[rows].set(t[columns])
 

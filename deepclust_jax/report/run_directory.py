@@ -130,9 +130,18 @@ def load(given: config.Data) -> Loaded:
     Raises DataError or ConfigError; the latter also where labels, kind, limit or a second modality
     are given for a run, or it is not finished, or its data are gone.
     """
-    folder = Path(given.data)
-    if config.is_run(folder):
-        return _load_run(folder, given)
+    config.lineage(given)  # which must have an end
+    return _load(given, with_nuisance=True)
+
+
+def _load(given: config.Data, *, with_nuisance: bool) -> Loaded:
+    folder = config.run_of(given.data)
+    if folder is not None:
+        return _load_run(folder, given, with_nuisance)
+    if given.partner is not None and config.run_of(given.partner) is not None:
+        raise config.ConfigError(
+            f"expected data as --partner, found the run {given.partner}; give its embeddings.npy"
+        )
     kind = None if given.kind == "auto" else given.kind
     dataset, labels = data.load(
         given.data, labels=given.labels, kind=kind, scaling=given.scaling, limit=given.limit
@@ -148,11 +157,13 @@ def load(given: config.Data) -> Loaded:
     files = data.row_files(given.data, limit=given.limit)
     if files and len(files) != len(dataset.x):
         raise data.DataError(f"{given.data} changed while it was read; run again")
-    nuisance = data.nuisance(given.data, dataset.whole, file=given.nuisance, limit=given.limit)
+    nuisance = None
+    if with_nuisance:
+        nuisance = data.nuisance(given.data, dataset.whole, file=given.nuisance, limit=given.limit)
     return Loaded(dataset, labels, nuisance, files, dataset)
 
 
-def _load_run(folder: Path, given: config.Data) -> Loaded:
+def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
     own = {"labels": given.labels, "limit": given.limit, "partner": given.partner}
     if given.kind not in ("auto", "tabular") or any(v is not None for v in own.values()):
         raise config.ConfigError(
@@ -162,19 +173,22 @@ def _load_run(folder: Path, given: config.Data) -> Loaded:
     path = folder / "embeddings.npy"
     z = _read_array(path)
     options = run.read_options(folder)
-    before = load(options.data)
-    if len(before.dataset.x) != len(z):
+    # A file of nuisance labels that is not needed may be gone.
+    before = _load(options.data, with_nuisance=with_nuisance and given.nuisance is None)
+    checksum = folder / config.CHECKSUM
+    is_same = not checksum.is_file() or checksum.read_text() == before.dataset.checksum
+    if len(before.dataset.x) != len(z) or not is_same:
         raise config.ConfigError(
-            f"expected the {len(z)} rows of the run in {options.data.data}, found "
-            f"{len(before.dataset.x)}; they have changed since"
+            f"expected the {len(z)} rows that the run in {folder} was trained on in "
+            f"{options.data.data}, found others; they have changed since"
         )
     k = options.data.n_clusters
     if options.method.merge:  # which was where merging began
         k = len(np.unique(_read_array(folder / "labels.npy")))
     dataset, _ = data.load(path, kind="tabular", scaling=given.scaling)
-    dataset = dataclasses.replace(dataset, name=folder.name, n_clusters=k)
+    dataset = dataclasses.replace(dataset, name=folder.resolve().name, n_clusters=k)
     nuisance = before.nuisance
-    if given.nuisance is not None:
+    if given.nuisance is not None and with_nuisance:
         nuisance = data.nuisance(path, len(z), file=given.nuisance)
     return before._replace(dataset=dataset, nuisance=nuisance)
 
@@ -203,14 +217,15 @@ def rows_of(
 
     Raises DataError or ConfigError.
     """
-    if config.is_run(Path(source)):
+    if config.run_of(source) is not None:
         if labels is not None or (kind, scaling) != ("auto", "auto"):
             raise config.ConfigError(
                 "expected --labels, --kind and --scaling beside data only; a run has its own"
             )
         scaling = "none"
     given = config.Data(data=source, labels=labels, kind=kind, scaling=scaling)
-    dataset, truth = load(given)[:2]
+    config.lineage(given)
+    dataset, truth = _load(given, with_nuisance=False)[:2]
     if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
         return dataset.x, truth, dataset.n_clusters
     return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
