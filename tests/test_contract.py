@@ -82,9 +82,8 @@ ALGORITHMS = {
         ),
     ),
 }
-# What clusters once and no epoch needs, and what takes long to compile: deep_cluster, whose classes
-# test_deep_cluster.py trains on.
-AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal, deep_cluster)
+# What they cluster once, and no epoch needs.
+AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
