@@ -1,14 +1,21 @@
-"""What the scripts do around their work: errors of one line, and outputs that are safe to write."""
+"""What the scripts do around their work: errors of one line, outputs that are safe to write, and
+processes that are timed."""
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from deepclust_jax.config import ConfigError
 
 # Errors of the user's, by name: the modules that define them are heavy to import.
 EXPECTED = ("ConfigError", "DataError", "CheckpointError")
+
+# Settings that hold a library's threads or kernels back; they would cripple a peer of a benchmark.
+_HELD = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED) -> int:
@@ -49,3 +56,17 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
         raise ConfigError(f"no folder {folder} for {path}; make it")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"no permission to write {path}; choose another folder")
+
+
+def unheld_environment() -> dict[str, str]:
+    """The environment for a process that is timed, without what would hold it back."""
+    return {name: value for name, value in os.environ.items() if name not in _HELD}
+
+
+def run_apart(args: Sequence[str]) -> tuple[Any, str]:
+    """What a process that is timed prints as JSON in its last line, and ""; or None and the last
+    line of its complaint, where it fails."""
+    done = subprocess.run(args, capture_output=True, text=True, env=unheld_environment())
+    if done.returncode != 0:
+        return None, (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return json.loads(done.stdout.strip().splitlines()[-1]), ""

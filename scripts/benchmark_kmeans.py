@@ -229,19 +229,16 @@ def run_contender(
 ) -> dict | None:
     """What a contender measured, in a process of its own; None, and a line why, for a peer that
     does not run under that Python."""
-    command = [python, __file__, "--contender", name, str(Path(folder) / "x.npy")]
-    command += [json.dumps(dataclasses.asdict(work)), str(target), str(seed)]
-    # Settings that hold a library's threads or kernels back would cripple a peer.
-    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    env = {k: v for k, v in os.environ.items() if k not in held}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if name in (*PEERS, "reference"):
-            print(f"{name} does not run here: {reason}", flush=True)
-            return None
+    from deepclust_jax import command  # here: a peer's Python need not have the project
+
+    args = [python, __file__, "--contender", name, str(Path(folder) / "x.npy")]
+    args += [json.dumps(dataclasses.asdict(work)), str(target), str(seed)]
+    found, reason = command.run_apart(args)
+    if reason and name not in (*PEERS, "reference"):
         raise SystemExit(f"error: {name} failed: {reason}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    if reason:
+        print(f"{name} does not run here: {reason}", flush=True)
+    return found
 
 
 def contend(

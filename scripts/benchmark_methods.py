@@ -14,7 +14,6 @@ apart. Labels are seen by this process alone.
 import copy
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -86,18 +85,15 @@ def cell_file(data: str, method: str, library: str, seed: int) -> Path:
 
 def measure(dataset: Any, labels: Any, library: str, seed: int, methods: list[str]) -> None:
     """Train methods of one library and write their cells."""
-    from deepclust_jax import metrics
+    from deepclust_jax import command, metrics
     from deepclust_jax.report import environment, scores
 
-    # Settings that hold a library's threads or kernels back would cripple a peer.
-    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    env = {k: v for k, v in os.environ.items() if k not in held}
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "x.npy", np.asarray(dataset.x))
         child = [folder, str(seed), str(dataset.n_clusters), ",".join(methods)]
         done = subprocess.run(
             [sys.executable, __file__, "--library", library, *child],
-            stderr=subprocess.PIPE, text=True, env=env,
+            stderr=subprocess.PIPE, text=True, env=command.unheld_environment(),
         )  # fmt: skip
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -13,23 +13,21 @@ are outside the time.
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from benchmark_training import RATE, time_fit, time_torch
 
 RESULT = Path(__file__).parent.parent / "results" / "pretext_speed.json"
 DATA = {"rotation": "fashion_mnist", "contrastive": "mnist", "next_token": "ag_news"}
 ROWS = {"rotation": 2560, "contrastive": 25_600, "next_token": 1920}  # whole batches of each
 BATCH = {"rotation": 256, "contrastive": 256, "next_token": 32}
-RATE, WIDTHS, PARTNERS = 1e-3, (16, 32, 64), 5
+WIDTHS, PARTNERS = (16, 32, 64), 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +109,13 @@ def measure(options: Options) -> None:
 
 def run_contender(python: str, name: str, task: str, file: str, epochs: int) -> float:
     """Seconds that a contender takes for the timed epochs, in a process of its own."""
-    # Settings that hold a library's threads back would cripple it.
-    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    env = {k: v for k, v in os.environ.items() if k not in held}
-    command = [python, __file__, "--contender", name, task, file, str(epochs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    from deepclust_jax import command  # here: a peer's Python need not have JAX
+
+    args = [python, __file__, "--contender", name, task, file, str(epochs)]
+    found, reason = command.run_apart(args)
+    if reason:
         raise SystemExit(f"error: {task} by {name} failed: {reason}")
-    return json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+    return found["seconds"]
 
 
 def torch_version(python: str) -> str:
@@ -165,7 +161,6 @@ def train_jax(task: str, x: np.ndarray, epochs: int) -> float:
     """This project's `train.fit`; the first epoch is not timed."""
     import jax
 
-    from deepclust_jax import train
     from deepclust_jax.algorithms import contrastive, next_token, rotation
 
     more: dict[str, Any] = {"learning_rate": RATE}
@@ -173,42 +168,14 @@ def train_jax(task: str, x: np.ndarray, epochs: int) -> float:
         more |= {"filled": next_token.filled(x)}
     module = {"rotation": rotation, "contrastive": contrastive, "next_token": next_token}[task]
     algorithm = module.build(module.Config(**more), x.shape[1:])
-    starts = []
-
-    def on_epoch(epoch, state, metrics):
-        if epoch == 1:
-            jax.block_until_ready(state)
-            starts.append(time.perf_counter())
-
-    found = train.fit(
-        jax.random.key(0), algorithm, x, epochs=1 + epochs, batch_size=BATCH[task],
-        neighbors=partners(len(x)) if task == "contrastive" else None,
-        refresh_every=0, on_epoch=on_epoch,
-    )  # fmt: skip
-    jax.block_until_ready(found.state)
-    return time.perf_counter() - starts[0]
+    near = {"neighbors": partners(len(x))} if task == "contrastive" else {}
+    key = jax.random.key(0)
+    return time_fit(key, algorithm, x, epochs, batch_size=BATCH[task], **near)
 
 
 def partners(n: int) -> np.ndarray:
     """Rows that may be the partner of each; which they are makes no difference to the time."""
     return np.random.default_rng(0).integers(0, n, (n, PARTNERS))
-
-
-def loop_torch(model: Any, n: int, size: int, epochs: int, loss: Callable[[Any], Any]) -> float:
-    """A plain loop over shuffled slices; seconds of all epochs but the first."""
-    import torch
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-    start = 0.0
-    for epoch in range(1 + epochs):
-        order = torch.randperm(n)
-        for first in range(0, n, size):
-            optimizer.zero_grad(set_to_none=True)
-            loss(order[first : first + size]).backward()
-            optimizer.step()
-        if epoch == 0:
-            start = time.perf_counter()
-    return time.perf_counter() - start
 
 
 def rotation_torch(task: str, x: np.ndarray, epochs: int) -> float:
@@ -238,7 +205,7 @@ def rotation_torch(task: str, x: np.ndarray, epochs: int) -> float:
         true = torch.arange(4).repeat_interleave(len(images))
         return nn.functional.cross_entropy(model(turned), true)
 
-    return loop_torch(model, len(rows), BATCH[task], epochs, loss)
+    return time_torch(model, len(rows), BATCH[task], epochs, loss)
 
 
 def contrastive_torch(task: str, x: np.ndarray, epochs: int) -> float:
@@ -259,7 +226,7 @@ def contrastive_torch(task: str, x: np.ndarray, epochs: int) -> float:
         pair = torch.arange(len(z)).roll(len(batch))
         return nn.functional.cross_entropy(logits, pair)
 
-    return loop_torch(model, len(rows), BATCH[task], epochs, loss)
+    return time_torch(model, len(rows), BATCH[task], epochs, loss)
 
 
 def next_token_torch(task: str, x: np.ndarray, epochs: int) -> float:
@@ -295,7 +262,7 @@ def next_token_torch(task: str, x: np.ndarray, epochs: int) -> float:
         told = (true != PAD) & (true != START)
         return nn.functional.cross_entropy(model(tokens, told), true[told])
 
-    return loop_torch(model, len(rows), BATCH[task], epochs, loss)
+    return time_torch(model, len(rows), BATCH[task], epochs, loss)
 
 
 TORCH = {

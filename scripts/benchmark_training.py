@@ -13,12 +13,12 @@ Last comes the most memory that a whole run of ten seeds on all rows of the data
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +165,16 @@ def run_contender(python: str, name: str, file: Path, epochs: int) -> float | No
 
     None, and a line that says why, for a peer that does not run under that Python.
     """
-    command = [python, __file__, "--contender", name, str(file), str(epochs)]
-    # Settings that hold a library's threads or kernels back would cripple a peer.
-    held = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    env = {k: v for k, v in os.environ.items() if k not in held}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        if name in PEERS:
-            print(f"{name} does not run here: {reason}", flush=True)
-            return None
+    from deepclust_jax import command  # here: a peer's Python need not have the project
+
+    args = [python, __file__, "--contender", name, str(file), str(epochs)]
+    found, reason = command.run_apart(args)
+    if reason and name not in PEERS:
         raise SystemExit(f"error: {name} failed: {reason}")
-    return json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+    if reason:
+        print(f"{name} does not run here: {reason}", flush=True)
+        return None
+    return found["seconds"]
 
 
 def contend(name: str, file: str, epochs: int) -> float:
@@ -198,13 +196,21 @@ def train_jax(x: Any, epochs: int, *, seeds: int, bfloat16: bool) -> float:
     import jax
     import optax
 
-    from deepclust_jax import train
     from deepclust_jax.algorithms import autoencoder
 
     precision = "bfloat16" if bfloat16 else "float32"
     config = autoencoder.Config(hidden=WIDTHS[:-1], embed_dim=WIDTHS[-1], precision=precision)
     algorithm = autoencoder.build(config, x.shape[1:], optimizer=optax.adam(RATE))
     keys = jax.random.split(jax.random.key(0), seeds)
+    return time_fit(keys, algorithm, x, epochs, batch_size=BATCH)
+
+
+def time_fit(keys: Any, algorithm: Any, x: Any, epochs: int, **options: Any) -> float:
+    """Seconds of all epochs of `train.fit` but a first one, without refreshes."""
+    import jax
+
+    from deepclust_jax import train
+
     starts = []
 
     def on_epoch(epoch, state, metrics):
@@ -213,7 +219,7 @@ def train_jax(x: Any, epochs: int, *, seeds: int, bfloat16: bool) -> float:
             starts.append(time.perf_counter())
 
     found = train.fit(
-        keys, algorithm, x, epochs=1 + epochs, batch_size=BATCH, refresh_every=0, on_epoch=on_epoch
+        keys, algorithm, x, epochs=1 + epochs, refresh_every=0, on_epoch=on_epoch, **options
     )
     jax.block_until_ready(found.state)
     return time.perf_counter() - starts[0]
@@ -250,22 +256,30 @@ def train_pytorch(x: Any, epochs: int) -> float:
         layers.append(torch.nn.Linear(a, b))
         if i not in (len(WIDTHS) - 1, len(widths) - 2):  # the code and the output are linear
             layers.append(torch.nn.ReLU())
-    model = torch.nn.Sequential(*layers)
+    model, rows = torch.nn.Sequential(*layers), torch.from_numpy(x)
+
+    def loss(numbers):
+        batch = rows[numbers]
+        return torch.nn.functional.mse_loss(model(batch), batch)
+
+    return time_torch(model, len(rows), BATCH, epochs, loss)
+
+
+def time_torch(model: Any, n: int, size: int, epochs: int, loss: Callable[[Any], Any]) -> float:
+    """Seconds of all epochs but a first one of a plain loop, by Adam, over shuffled slices of n
+    rows; `loss` is that of the rows of these numbers."""
+    import torch
+
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE, fused=True)
-    rows = torch.from_numpy(x)
-
-    def epoch():
-        order = torch.randperm(len(rows))
-        for start in range(0, len(rows), BATCH):
-            batch = rows[order[start : start + BATCH]]
+    start = 0.0
+    for epoch in range(1 + epochs):
+        order = torch.randperm(n)
+        for first in range(0, n, size):
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.mse_loss(model(batch), batch).backward()
+            loss(order[first : first + size]).backward()
             optimizer.step()
-
-    epoch()
-    start = time.perf_counter()
-    for _ in range(epochs):
-        epoch()
+        if epoch == 0:
+            start = time.perf_counter()
     return time.perf_counter() - start
 
 

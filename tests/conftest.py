@@ -37,11 +37,28 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()  # the import of a test may have shown it that there was none
 
 
+# Of the 65,530 memory maps that Linux allows a process; a test takes some hundreds.
+_MAPS = 40_000
+
+
 @pytest.fixture(scope="module", autouse=True)
 def let_go():
-    """Programs of a file are let go of after it: each takes some of the memory maps that Linux
-    allows a process, and when there are no more JAX ends with a segmentation fault."""
+    """Programs of a file are let go of after it, for their memory."""
     yield
+    _let_go()
+
+
+@pytest.fixture(autouse=True)
+def let_go_in_time():
+    """Each program takes some of the memory maps that Linux allows a process, and when there are no
+    more JAX ends with a segmentation fault: a long file lets go of them before."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MAPS:
+        _let_go()
+
+
+def _let_go() -> None:
     for kept in (train._compile, train._jitted, train._embed_jitted):
         kept.cache_clear()
     jax.clear_caches()

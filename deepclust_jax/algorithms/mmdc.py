@@ -66,8 +66,7 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     Raises:
         ValueError: rows that are no square images, or another network.
     """
-    if len(shape) != 3 or shape[0] != shape[1]:
-        raise ValueError(f"expected square images [h, h, c], found rows of shape {tuple(shape)}")
+    rotation.check_square(shape)
     if config.network != "conv":
         raise ValueError(f"expected network 'conv', found {config.network!r}")
     blocks, code = networks.conv_blocks(config.hidden), networks.mlp((config.embed_dim,))

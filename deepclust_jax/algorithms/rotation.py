@@ -66,14 +66,19 @@ class Nets(NamedTuple):
     head: Network  # means of the last block -> logits [b, 4]
 
 
+def check_square(shape: tuple[int, ...]) -> None:
+    """Raise ValueError for rows that are no square images."""
+    if len(shape) != 3 or shape[0] != shape[1]:
+        raise ValueError(f"expected square images [h, h, c], found rows of shape {tuple(shape)}")
+
+
 def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     """Blocks of convolutions for square images, and the head.
 
     Raises:
         ValueError: rows that are no square images, or a network without blocks.
     """
-    if len(shape) != 3 or shape[0] != shape[1]:
-        raise ValueError(f"expected square images [h, h, c], found rows of shape {tuple(shape)}")
+    check_square(shape)
     if config.network != "conv":
         raise ValueError(f"expected network 'conv', which has blocks, found {config.network!r}")
     blocks = networks.conv_blocks(config.hidden)

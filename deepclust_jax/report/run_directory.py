@@ -121,7 +121,7 @@ def write(
     return report
 
 
-def load(given: config.Data) -> Loaded:
+def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
     """What `--data` names: data by `data.load`, or the codes of a finished run, as a table.
 
     A run brings its own labels, nuisance labels and files, in the order of its rows, and its number
@@ -131,10 +131,6 @@ def load(given: config.Data) -> Loaded:
     are given for a run, or it is not finished, or its data are gone.
     """
     config.lineage(given)  # which must have an end
-    return _load(given, with_nuisance=True)
-
-
-def _load(given: config.Data, *, with_nuisance: bool) -> Loaded:
     folder = config.run_of(given.data)
     if folder is not None:
         return _load_run(folder, given, with_nuisance)
@@ -174,7 +170,7 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
     z = _read_array(path)
     options = run.read_options(folder)
     # A file of nuisance labels that is not needed may be gone.
-    before = _load(options.data, with_nuisance=with_nuisance and given.nuisance is None)
+    before = load(options.data, with_nuisance=with_nuisance and given.nuisance is None)
     checksum = folder / config.CHECKSUM
     is_same = not checksum.is_file() or checksum.read_text() == before.dataset.checksum
     if len(before.dataset.x) != len(z) or not is_same:
@@ -199,7 +195,7 @@ def _read_array(path: Path) -> np.ndarray:
             f"expected a finished run in {path.parent}, found no {path.name}; train it first"
         )
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # often only its length is wanted
     except (ValueError, EOFError):
         raise config.ConfigError(
             f"{path} is damaged; run scripts/cluster.py again on the data of the run, with "
@@ -224,8 +220,7 @@ def rows_of(
             )
         scaling = "none"
     given = config.Data(data=source, labels=labels, kind=kind, scaling=scaling)
-    config.lineage(given)
-    dataset, truth = _load(given, with_nuisance=False)[:2]
+    dataset, truth = load(given, with_nuisance=False)[:2]
     if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
         return dataset.x, truth, dataset.n_clusters
     return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
