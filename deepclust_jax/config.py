@@ -408,7 +408,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
         tyro.cli,
         Options,
         args=[*_as_arguments(values), *args],
-        description=_description(),
+        description="Cluster data with a trained network, over several seeds.",
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if values:
@@ -418,7 +418,12 @@ def parse(args: Sequence[str] | None = None) -> Options:
                 return read_all(console_outputs=False)
         except SystemExit:
             _check_values(file, values)
-    return read_all()
+    try:
+        return read_all()
+    except SystemExit as end:
+        if not end.code:  # after --help
+            print("\n" + _defaults())
+        raise
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -430,6 +435,10 @@ def read(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
         values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except IsADirectoryError:
+        raise ConfigError(
+            f"expected a file as --config, found the folder {file}; of a run give {file / FILE}"
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
     except ValueError as error:  # both parsers raise subclasses
@@ -598,7 +607,11 @@ def _filled(options, group, name, defaults, method, groups) -> dict[str, Any]:
     given = getattr(values, name)
     if given is not None and name not in defaults:
         flag = name.replace("_", "-")
-        raise ConfigError(f"--{flag} {given} is no option of --method {method}; leave it out")
+        file = options.run.config
+        where = f" here and in {file}" if file else ""
+        raise ConfigError(
+            f"--{flag} {given} is no option of --method {method}; leave it out{where}"
+        )
     if given is None:
         values = dataclasses.replace(values, **{name: defaults.get(name)})
     return {group: values}
@@ -666,9 +679,9 @@ def _as_arguments(values: dict[str, Any]) -> list[str]:
     return args
 
 
-def _description() -> str:
-    """The text above the options in --help, with the table of defaults by method."""
-    lines = ["Cluster data with a trained network, over several seeds. Where an option says None:"]
+def _defaults() -> str:
+    """What None stands for, by profile and method: the end of --help."""
+    lines = ["Where an option says None:"]
     names = (*_SCHEDULE, "metric", "weight", "alpha", "objective", "likelihood")
     for profile, methods in PROFILES.items():
         for method, values in methods.items():
@@ -684,4 +697,4 @@ def _description() -> str:
         f"deep_cluster, {_LEAST_STEPS['next_token']:,} of next_token, next_frame and "
         f"cross_modal, and {_LEAST_STEPS['joint']:,} of joint training."
     )
-    return "\n\n".join(lines)
+    return "\n".join(lines)

@@ -68,7 +68,8 @@ def cluster(options: Options) -> int:
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     if config.run_of(options.data) is not None:
         raise config.ConfigError(
-            f"expected rows to cluster, found the run {options.data}; give its embeddings.npy"
+            f"expected rows to cluster, found the run {options.data}; give its embeddings.npy, or "
+            "of new rows those that cluster.py writes to --embeddings-out for that run"
         )
     run.platform()
     trained = run.restore(options.run)

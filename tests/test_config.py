@@ -91,6 +91,8 @@ except SystemExit as done:
     )
     assert done.returncode == 0, done.stderr
     names = NAMES if script == "train_deep_kmeans" else ["labels_out", "embeddings_out", "limit"]
+    if script == "train_deep_kmeans":  # what None stands for, after the options
+        assert "practical dcn: --pretrain-epochs 60" in done.stdout.split("run options")[1]
     for name in names:
         assert re.search(rf"--{name.replace('_', '-')}\s", done.stdout), name
 
@@ -200,10 +202,23 @@ def test_a_file_that_cannot_be_parsed_is_named(tmp_path, name, text):
     assert str(tmp_path / name) in refusal("--config", str(tmp_path / name))
 
 
-@pytest.mark.parametrize("make", [lambda p: None, Path.mkdir, lambda p: p.write_bytes(b"\xff\xfe")])
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.write_bytes(b"\xff\xfe")])
 def test_a_file_that_cannot_be_read_is_named(tmp_path, make):
     make(tmp_path / "o.toml")
     assert "cannot read --config" in refusal("--config", str(tmp_path / "o.toml"))
+
+
+def test_a_folder_as_a_file_of_options_names_the_file_of_a_run(tmp_path):
+    assert f"of a run give {tmp_path}/config.json" in refusal("--config", str(tmp_path))
+
+
+def test_what_a_file_gives_and_the_method_has_not_is_left_out_of_the_file(tmp_path):
+    file = tmp_path / "o.toml"
+    file.write_text('method = "idec"\npretrain_epochs = 20\n')
+    found = refusal("--config", str(file), "--method", "contrastive")
+    assert f"leave it out here and in {file}" in found
+    found = refusal("--method", "contrastive", "--pretrain-epochs", "20")
+    assert found.endswith("leave it out")
 
 
 def test_groups_in_a_file_are_refused(tmp_path):

@@ -106,7 +106,7 @@ def test_wrong_checksum_is_refused(server):
 
 
 def test_no_source_works(server, tmp_path, monkeypatch):
-    with pytest.raises(data.DataError, match="cannot download f.bin: HTTPError .*DEEPCLUST_DATA"):
+    with pytest.raises(data.DataError, match="cannot download f.bin: HTTPError"):
         download.fetch([server.url + "gone"], MD5, "f.bin")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEEPCLUST_CACHE", str(tmp_path / "file"))
@@ -117,6 +117,20 @@ def test_no_source_works(server, tmp_path, monkeypatch):
 def idx(values):
     head = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
     return gzip.compress(head + values.astype(np.uint8).tobytes())
+
+
+def test_where_no_source_works_the_file_that_would_do_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "CIFAR10", server.url + "gone")
+    monkeypatch.delenv("DEEPCLUST_DATA_DIR", raising=False)
+    end = "cifar10 also takes the file cifar10_10k.npz in the folder DEEPCLUST_DATA_DIR: "
+    with pytest.raises(data.DataError, match=end + "DEEPCLUST_DATA_DIR is not set"):
+        data.load("cifar10")
+    monkeypatch.setenv("DEEPCLUST_DATA_DIR", str(tmp_path))
+    with pytest.raises(data.DataError, match=f"{end}found no {tmp_path}/cifar10_10k.npz"):
+        data.load("cifar10")
+    monkeypatch.setenv("DEEPCLUST_DATA_DIR", str(tmp_path / "gone"))
+    with pytest.raises(data.DataError, match=f"no folder {tmp_path}/gone, which DEEPCLUST_DATA"):
+        data.load("cifar10")
 
 
 def test_named_set_from_its_mirror(server, monkeypatch):

@@ -148,14 +148,38 @@ def test_new_data_that_does_not_fit(tmp_path):
     picture = preprocessing.fit(EXAMPLES["image"](), "image")
     fails(table, np.eye(4), r"expects tabular rows of shape \(3,\), found \(4,\)")
     fails(table, EXAMPLES["image"](), "expects tabular data, found image data")
-    fails(picture, np.eye(4), "expects image data, found tabular data")
-    fails(picture, RNG.uniform(size=(2, 4, 4)), "fitted on uint8 pictures", kind="image")
+    wanted = "fitted on uint8 pictures of 4 x 4 x 1 with values of 0 to 255, found "
+    fails(picture, np.eye(4), wanted + r"rows of shape \(4,\); reshape them")
+    fails(picture, EXAMPLES["image"]()[:, :3], wanted + r"rows of shape \(3, 4, 1\); reshape them")
+    fails(picture, RNG.uniform(size=(2, 4, 4)), wanted + "float64, which would", kind="image")
     fails(preprocessing.fit(TEXTS, "text"), np.eye(4), "expects text data, found tabular")
     p = preprocessing.fit(sounds(), "audio")
     with pytest.raises(data.DataError, match="sample rate of 8000 Hz, found 16000 Hz"):
         preprocessing.apply(p, sounds(rate=16000))
     with pytest.raises(data.DataError, match="expects audio data, found text data"):
         preprocessing.apply(p, TEXTS)
+
+
+def test_pictures_in_other_units_are_refused(tmp_path):
+    """Else they are scaled wrongly, and labelled all the same."""
+
+    def load(raw, p):
+        np.save(tmp_path / "new.npy", raw)
+        return data.load(tmp_path / "new.npy", preprocessing=p, kind="image")[0].x
+
+    levels = RNG.integers(0, 17, (9, 4, 4)).astype(np.uint8)
+    p = preprocessing.fit(levels[..., None], "image")
+    other = (levels.astype(int) * 255 // 16).astype(np.uint8)
+    with pytest.raises(data.DataError, match="values of 0 to 16, found values of 0 to 255, which"):
+        load(other, p)
+    bright = preprocessing.fit(other[..., None], "image")
+    with pytest.raises(data.DataError, match="values of 0 to 255, found values of 0 to 16, which"):
+        load(levels, bright)
+    shares = preprocessing.fit(levels[..., None] / 16.0, "image")
+    with pytest.raises(data.DataError, match="found values of -1.5 to -?0"):
+        load(-1.5 * levels / levels.max(), shares)
+    assert load(np.minimum(levels, 20) + 4, p).max() == 1.25  # somewhat brighter, of the same kind
+    assert load(np.zeros_like(levels), bright).max() == 0.0  # black is black in all units
 
 
 def test_texts_against_scikit_learn():

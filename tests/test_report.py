@@ -172,6 +172,15 @@ def test_table_with_labels():
     assert len({len(x) for x in text.splitlines()[: text.splitlines().index("")]}) == 1
 
 
+def test_table_tells_of_empty_clusters():
+    report = population(4, with_labels=False)
+    report["cluster_sizes"] = [5, 0, 4, 0]
+    lines = tables.score_table(report).splitlines()
+    assert lines[-2:] == [
+        "Cluster sizes of run 1: 5 0 4 0", "2 of its 4 clusters are empty."
+    ]  # fmt: skip
+
+
 def test_table_without_labels_shows_no_oracle():
     report = population(4, with_labels=False)
     text = tables.score_table(report)

@@ -702,6 +702,9 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape):
     assert ("clusters" in report_of(out)) == ("--merge" in args)
     if "--merge" in args:
         assert report_of(out)["clusters"]["values"] == [len(np.unique(labels))]
+        ways = [way["name"] for way in report_of(out)["baselines"]]
+        found, most = labels.max() + 1, report_of(out)["options"]["n_clusters"]
+        assert ways == [f"{baselines.ROWS}, k = {found}", f"{baselines.START}, k = {most}"]
         assert len(np.load(out / "centroids.npy")) == labels.max() + 1
         assert run_directory.rows_of(str(out))[2] == len(np.unique(labels))  # not the 35 of before
     z = np.load(out / "embeddings.npy")
@@ -832,9 +835,10 @@ def test_a_row_gets_the_same_label_in_any_order_and_company(base, digits, tmp_pa
 @pytest.mark.parametrize(
     "make, words",
     [
-        (save("a.npy", np.zeros((5, 7, 7), np.uint8)), "(8, 8, 1)"),
+        (save("a.npy", np.zeros((5, 7, 7), np.uint8)), "8 x 8 x 1 with values of 0 to 16"),
         (save("a.npy", np.zeros((5, 8, 8), np.float32)), "uint8"),
-        (save("a.npy", np.zeros((5, 64), np.uint8)), "expected"),
+        (save("a.npy", np.zeros((5, 64), np.uint8)), "found rows of shape (64,); reshape"),
+        (save("a.npy", np.full((5, 8, 8), 255, np.uint8)), "values of 255 to 255, which would"),
         (write("a.txt", "one document\nanother\n"), "expected image data, found text"),
         (lambda folder: folder / "none.npy", "no file or folder"),
     ],

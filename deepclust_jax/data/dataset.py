@@ -80,7 +80,9 @@ def load(
         if scaling == "auto" and entry and kind == entry.kind:
             scaling = entry.scaling
         preprocessing = prep.fit(raw, kind, scaling, columns=found.names)
-    prep.check_fits(preprocessing, raw, kind)
+    else:
+        prep.check_fits(preprocessing, raw, kind)
+        prep.check_range(preprocessing, raw)
     lazy = isinstance(raw, np.memmap)
     x = prep.Rows(preprocessing, raw) if lazy else prep.apply(preprocessing, raw)
     dataset = Dataset(
@@ -200,6 +202,11 @@ def as_kind(raw: arrays.Raw, kind: str | None, name: str) -> arrays.Raw:
     if kind == "tabular" and raw.ndim > 2:
         return raw.reshape(len(raw), -1)
     pictures = raw.ndim in (3, 4) and (raw.dtype == np.uint8 or kind == "image")
+    if kind == "image" and not pictures:
+        raise DataError(
+            f"{name}: found rows of shape {raw.shape[1:]}; expected pictures [n, h, w] or "
+            "[n, h, w, c]"
+        )
     if not pictures:
         raise DataError(
             f"{name}: found {raw.dtype} values of shape {raw.shape}; expected rows [n, d], or "

@@ -61,7 +61,7 @@ def fetch(urls: Sequence[str], known_hash: str, name: str) -> Path:
                 "set DEEPCLUST_CACHE to another folder"
             ) from None
     kept = f", {part.stat().st_size} bytes kept: run again to continue" if part.exists() else ""
-    raise DataError(f"cannot download {name}: {reason}{kept}; or set DEEPCLUST_DATA_DIR")
+    raise DataError(f"cannot download {name}: {reason}{kept}")
 
 
 def resume(url: str, part: Path, bar) -> None:

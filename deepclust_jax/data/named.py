@@ -38,16 +38,19 @@ def read(name: str) -> Content:
     if entry.file is None:
         return entry.read(None)
     folder = os.environ.get("DEEPCLUST_DATA_DIR")
+    if folder and not os.path.isdir(folder):
+        raise DataError(f"no folder {folder}, which DEEPCLUST_DATA_DIR names; correct or unset it")
     path = Path(folder) / entry.file if folder else None
     if path is not None and path.exists():
         return entry.read(path)
-    if entry.download is not None:
-        return entry.download()
     where = f"found no {path}" if path else "DEEPCLUST_DATA_DIR is not set"
-    raise DataError(
-        f"{name} needs the file {entry.file} in the folder DEEPCLUST_DATA_DIR: {where}; it is made "
-        f"from {entry.origin}"
-    )
+    needs = f"the file {entry.file} in the folder DEEPCLUST_DATA_DIR: {where}"
+    if entry.download is None:
+        raise DataError(f"{name} needs {needs}; it is made from {entry.origin}")
+    try:
+        return entry.download()
+    except DataError as error:
+        raise DataError(f"{error}; {name} also takes {needs}") from None
 
 
 def _digits(_: None) -> Content:

@@ -71,7 +71,7 @@ def fit(
         return Preprocessing(kind, *(speech if scaling == "speech" else audio).fit(raw))
     if scaling == "auto":
         scaling = "range" if kind == "image" else "standard"
-    settings = {"scaling": scaling, "shape": list(raw.shape[1:]), "bytes": raw.dtype == np.uint8}
+    settings = {"scaling": scaling, "shape": list(raw.shape[1:]), "type": str(raw.dtype)}
     settings |= {"columns": list(columns)} if kind == "tabular" else {}
     constants = scalings.fit(raw, scaling, pictures=kind == "image")
     return Preprocessing(kind, settings, constants)
@@ -130,6 +130,11 @@ def check_fits(p: Preprocessing, raw: arrays.Raw, kind: str | None = None) -> No
     if kind in ("text", "audio"):
         return
     expected = tuple(p.settings["shape"])
+    if raw.shape[1:] != expected and p.kind == "image":
+        raise DataError(
+            f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
+            f"{raw.shape[1:]}; reshape them"
+        )
     if raw.shape[1:] != expected:
         raise DataError(
             f"the stored preprocessing expects {p.kind} rows of shape {expected}, "
@@ -139,21 +144,53 @@ def check_fits(p: Preprocessing, raw: arrays.Raw, kind: str | None = None) -> No
 
 
 def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
-    """Raise DataError for pictures of another type of numbers, or where `p` has other tables."""
-    if not isinstance(raw, np.ndarray) or raw.ndim < 3:
+    """Raise DataError for what are no pictures, or of another type of numbers, or where `p` has
+    other tables."""
+    if not isinstance(raw, np.ndarray):
         return
-    are_bytes = raw.dtype == np.uint8
-    if p.kind == "image" and p.settings["bytes"] != are_bytes:
-        wanted = "uint8" if p.settings["bytes"] else "other than uint8"
+    if p.kind == "image" and raw.ndim < 3:
         raise DataError(
-            f"the stored preprocessing was fitted on {wanted} pictures, found {raw.dtype}, "
-            "which would be scaled wrongly; convert them first"
+            f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
+            f"{raw.shape[1:]}; reshape them"
         )
-    if p.kind == "tabular" and are_bytes and not p.settings["bytes"]:
+    if raw.ndim < 3:
+        return
+    are_bytes, wants_bytes = raw.dtype == np.uint8, p.settings["type"] == "uint8"
+    if p.kind == "image" and wants_bytes != are_bytes:
+        raise DataError(
+            f"the stored preprocessing was fitted on {_expected(p)}, found {raw.dtype}, which "
+            "would be scaled wrongly; convert them first"
+        )
+    if p.kind == "tabular" and are_bytes and not wants_bytes:
         raise DataError(
             "the stored preprocessing expects tabular data, found image data; give rows like those "
             "it was fitted on"
         )
+
+
+def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
+    """Raise DataError for pictures [n, h, w, c] whose values all but miss the range of those that
+    `p` was fitted on: in other units they would be labelled all the same, and wrongly."""
+    if p.kind != "image" or "span" not in p.arrays:
+        return
+    low, high = scalings.bounds(raw)
+    offset, span = float(p.arrays["offset"]), float(p.arrays["span"])
+    if high > offset + 2.0 * span or low < offset - span or low < high < offset + span / 12.0:
+        raise DataError(
+            f"the stored preprocessing was fitted on {_expected(p)}, found values of {low:g} to "
+            f"{high:g}, which would be scaled wrongly; bring them to that range first"
+        )
+
+
+def _expected(p: Preprocessing) -> str:
+    """The pictures that `p` was fitted on, in words."""
+    shape = " x ".join(map(str, p.settings["shape"]))
+    if "span" not in p.arrays:
+        return f"{p.settings['type']} pictures of {shape}"
+    offset, span = float(p.arrays["offset"]), float(p.arrays["span"])
+    return (
+        f"{p.settings['type']} pictures of {shape} with values of {offset:g} to {offset + span:g}"
+    )
 
 
 def infer_kind(raw: arrays.Raw, arrays_are: str | None = None) -> str:

@@ -72,12 +72,18 @@ def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _fit_range(x: np.ndarray, pictures: bool) -> dict[str, np.ndarray]:
-    low = float(min(np.asarray(x[rows]).min() for rows in arrays.row_blocks(x.shape)))
-    high = float(max(np.asarray(x[rows]).max() for rows in arrays.row_blocks(x.shape)))
+    low, high = bounds(x)
     if pictures and x.dtype == np.uint8:
         low, high = 0.0, 255.0 if high > FEW_LEVELS else high
     span = high - low
     return {"offset": np.float64(low), "span": np.float64(span if span > 0 else 1.0)}
+
+
+def bounds(x: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest value of rows x [n, ...], read in blocks."""
+    blocks = (np.asarray(x[rows]) for rows in arrays.row_blocks(x.shape))
+    lows, highs = zip(*((block.min(), block.max()) for block in blocks), strict=True)
+    return float(min(lows)), float(max(highs))
 
 
 def _check_counts(block: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """What a method has to beat on the same rows and seeds: k-means on the rows as they are, where
 these are tokens on the TF-IDF features of the texts, and the autoencoder or contrastive features
-that its joint training began with."""
+that it started from."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
 TEXTS = "k-means on TF-IDF and SVD"
-START = "start, before joint training"
+START = "what it started from"
 
 _STREAM = 2  # of the draws; 0 and 1 are those of the phases
 _BLOCK = 4096

@@ -55,8 +55,9 @@ def write(
         keys = run.seed_keys(options)
         simpler = baselines.labels_of(keys, dataset, k, trained)
 
-        def named(name):  # with the number that was found, where it was not given
-            return f"{name}, k = {k}" if options.method.merge and name == baselines.ROWS else name
+        def named(name):  # with the number of clusters, where it was not given
+            own = options.data.n_clusters if name == baselines.START else k
+            return f"{name}, k = {own}" if options.method.merge else name
 
         report["baselines"] = [
             {"name": named(name), "external": scores.external(clusters, labels)}

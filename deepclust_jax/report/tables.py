@@ -44,7 +44,10 @@ def score_table(report: Mapping[str, Any]) -> str:
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")
     sizes = " ".join(str(size) for size in report["cluster_sizes"])
-    return "\n".join([*lines, f"Cluster sizes of run {chosen}: {sizes}"])
+    lines.append(f"Cluster sizes of run {chosen}: {sizes}")
+    if empty := sum(size == 0 for size in report["cluster_sizes"]):
+        lines.append(f"{empty} of its {len(report['cluster_sizes'])} clusters are empty.")
+    return "\n".join(lines)
 
 
 def _comparison(report: Mapping[str, Any]) -> list[str]:
