@@ -163,8 +163,9 @@ class _Blocks(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """An encoder with batch normalisation; `widths` are those of the hidden layers of a perceptron
-    or of the stages of a residual network, then that of the code."""
+    """An encoder with batch normalisation; `widths` are those of the hidden layers of a perceptron,
+    of the hidden layer behind convolutions or of the stages of a residual network, then that of the
+    code."""
 
     widths: tuple[int, ...]
     precision: str
@@ -183,12 +184,11 @@ class _Normalised(nn.Module):
             # rounding, which Adam makes as large as any.
             return norm(_conv(width, size, strides=stride, use_bias=False, **more)(x))
 
-        hidden = self.widths[:-1]
+        hidden, spread = self.widths[:-1], {"kernel_init": _kernel_init(2.0)}
         if self.kind == "conv":
             for width, size in ((32, 5), (64, 5), (128, 3)):
-                x = nn.relu(conv(x, width, size, 2))
+                x = nn.relu(conv(x, width, size, 2, **spread))
         if self.kind == "resnet":
-            spread = {"kernel_init": _kernel_init(2.0)}
             x = nn.relu(conv(x, hidden[0], 3, 1, **spread))
             for i, width in enumerate(hidden):
                 for stride in (1 if i == 0 else 2, 1):
@@ -197,6 +197,7 @@ class _Normalised(nn.Module):
                     if x.shape != change.shape:
                         x = conv(x, width, 1, stride, **spread)
                     x = nn.relu(x + change)
+        if self.kind != "mlp":  # what is in a picture, wherever it is
             x, hidden = jnp.mean(x, axis=(1, 2)), hidden[-1:]
         x = x.reshape(x.shape[0], -1)
         for width in hidden:
@@ -445,9 +446,10 @@ def normalised_encoder(
 ) -> Normalised:
     """An encoder with batch normalisation after each hidden layer. [b, *shape] -> [b, embed_dim].
 
-    `kind` is "mlp" (widths `hidden`), "conv" (images, fixed widths) or "resnet": images, two
-    residual blocks of each of the widths `hidden`, of which all but the first begin by halving the
-    picture, their mean over it, and a hidden layer. 64, 128, 256, 512 is ResNet-18 as for pictures
+    `kind` is "mlp" (widths `hidden`) or for images "conv" (three strided convolutions of fixed
+    widths) or "resnet": two residual blocks of each of the widths `hidden`, of which all but the
+    first begin by halving the picture. Behind both come their mean over the picture and a hidden
+    layer of the last width. 64, 128, 256, 512 is ResNet-18 as for pictures
     of 32 x 32 (He et al. 2016, with the first layer of Chen et al. 2020, appendix B.9).
 
     Statistics are those of the batch, without its padding; no running means. `measure` takes those
@@ -457,8 +459,7 @@ def normalised_encoder(
         ValueError: as `autoencoder`.
     """
     _check_kind(kind, shape, precision, known=("mlp", "conv", "resnet"))
-    widths = (embed_dim,) if kind == "conv" else (*hidden, embed_dim)
-    module = _Normalised(widths, precision, kind)
+    module = _Normalised((*hidden, embed_dim), precision, kind)
 
     def init(key, x):
         return {"params": module.init(key, x, None, False)["params"]}

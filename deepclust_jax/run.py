@@ -55,8 +55,9 @@ _WITH_BLOCKS = ("rotation", "mmdc", "deep_cluster")
 _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
-# Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
+_SHARP = 0.2  # temperature of contrastive features of --augment photo
+# Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 
 
@@ -138,6 +139,8 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
     # Photographs that lie near each other as they are do not show the same: each is its own pair.
     by_rows = "" if method.augment == "photo" else "rows"
     noise = _NOISE if method.augment == "noise" else 0.0
+    # Two views of one photograph are a surer pair than neighbours, which may be of two things.
+    sharp = {"temperature": _SHARP} if method.augment == "photo" else {}
 
     def falling(rate: float, epochs: int) -> optax.Schedule:
         return falling_rate(rate, steps * epochs, training.decay)
@@ -149,7 +152,9 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         return Phase(name, 0, algorithm, epochs, 0, True)
 
     def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
-        own = contrastive.Config(**common, learning_rate=rate, merge=method.merge, noise=noise)
+        own = contrastive.Config(
+            **common, learning_rate=rate, merge=method.merge, noise=noise, **sharp
+        )
         optimizer = optax.adam(falling(rate, epochs))
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs=by_rows)

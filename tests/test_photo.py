@@ -91,6 +91,31 @@ def test_a_photograph_is_its_own_pair():
     assert [phase.pairs for phase in run.phases(alone, shape)] == [""]
 
 
+def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        contrastive, "build", lambda own, *args, **more: seen.append(own.temperature)
+    )
+    for change, temperature, epochs in (("photo", 0.2, 235), ("affine", 0.5, 93)):
+        given = config.parse(["--n-clusters", "3", "--method", "info_max", "--augment", change])
+        given = config.resolve(given, 10_000)
+        run.phases(given, (10_000, 8, 8, 3))
+        assert seen.pop() == temperature
+        assert (given.training.pretrain_epochs, given.training.epochs) == (epochs, 40)
+
+
+def test_convolutions_see_what_is_in_a_picture_wherever_it_is():
+    """Moved by the stride of all layers together, a thing in the middle has the same features, but
+    for what the borders, where zeros are, add to its ground."""
+    encoder = networks.normalised_encoder("conv", (64, 64, 1), (8,), 4)
+    x = jnp.zeros((8, 64, 64, 1)).at[:, 24:32, 24:32].set(jax.random.uniform(KEY, (8, 8, 8, 1)))
+    params = encoder.init(KEY, x)
+    moved = jnp.roll(x, (8, -8), axis=(1, 2))
+    found = encoder.apply(params, x)
+    np.testing.assert_allclose(encoder.apply(params, moved), found, atol=0.02)
+    assert jnp.abs(found - found.mean(axis=0, keepdims=True)).max() > 0.1
+
+
 @pytest.mark.parametrize(
     "args, row, words",
     [
