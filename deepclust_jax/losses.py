@@ -14,6 +14,7 @@ import numpy as np
 from deepclust_jax.types import Array
 
 SIZES = ("free", "even", "prior")  # how a batch is assigned; see `prices`
+ADVERSARIAL = ("logistic", "hinge", "wasserstein")  # see `of_discriminator`
 _STAGES, _SINKHORN = 16, 20  # temperatures, and iterations at each
 
 
@@ -179,6 +180,38 @@ def binary_cross_entropy(x: Array, logits: Array) -> Array:
         raise ValueError(f"expected logits of shape {x.shape}, found {logits.shape}")
     cost = jnp.maximum(logits, 0.0) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return jnp.sum(cost, axis=tuple(range(1, x.ndim)))
+
+
+def of_discriminator(real: Array, made: Array, objective: str) -> Array:
+    """What the discriminator of a GAN minimises, by its logits of rows and of made ones.
+
+    [b], [b] -> [b].
+
+    - "logistic": -log D(x) - log(1 - D(G(z))), D the sigmoid of the logit, nats (Goodfellow et al.
+      2014, eq. 1);
+    - "hinge": max(0, 1 - logit(x)) + max(0, 1 + logit(G(z))) (Lim & Ye 2017);
+    - "wasserstein": logit(G(z)) - logit(x) (Arjovsky et al. 2017).
+    """
+    if objective == "logistic":
+        return jax.nn.softplus(-real) + jax.nn.softplus(made)
+    if objective == "hinge":
+        return jax.nn.relu(1.0 - real) + jax.nn.relu(1.0 + made)
+    return made - real
+
+
+def of_generator(made: Array, objective: str) -> Array:
+    """What the generator of a GAN minimises, by the logits of what it made. [b] -> [b].
+
+    "logistic": -log D(G(z)), nats, whose gradient does not vanish where the discriminator is sure
+    (Goodfellow et al. 2014, section 3); the others: -logit.
+    """
+    return jax.nn.softplus(-made) if objective == "logistic" else -made
+
+
+def check_adversarial(objective: str) -> None:
+    """Raise ValueError for an objective that `of_discriminator` does not know."""
+    if objective not in ADVERSARIAL:
+        raise ValueError(f"expected objective {', '.join(ADVERSARIAL)}, found {objective!r}")
 
 
 def unit_length(z: Array) -> Array:

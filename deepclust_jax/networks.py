@@ -205,6 +205,42 @@ class _Normalised(nn.Module):
         return _dense(self.widths[-1], self.precision)(x)
 
 
+class _Discriminator(nn.Module):
+    kind: str
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        slope = partial(nn.leaky_relu, negative_slope=0.2)
+        widths = self.widths
+        if self.kind == "conv":
+            for width, size in ((32, 5), (64, 5), (128, 3)):
+                x = slope(_conv(width, size, strides=2, kernel_init=_kernel_init(2.0))(x))
+            widths = widths[-1:]
+        x = x.reshape(x.shape[0], -1)
+        for width in widths:
+            x = slope(_dense(width, "float32", 2.0)(x))
+        return x, _dense(1, "float32")(x)[:, 0]
+
+
+class _Generator(nn.Module):
+    kind: str
+    shape: tuple[int, ...]
+    widths: tuple[int, ...]
+    is_bounded: bool
+
+    @nn.compact
+    def __call__(self, z):
+        widths = self.widths[:1] if self.kind == "conv" else self.widths
+        for width in widths:
+            z = nn.relu(_dense(width, "float32", 2.0)(z))
+        if self.kind == "conv":
+            x = _ConvDecoder(self.shape)(z)
+        else:
+            x = _dense(math.prod(self.shape), "float32")(z).reshape(len(z), *self.shape)
+        return nn.sigmoid(x) if self.is_bounded else x
+
+
 class Normalised(NamedTuple):
     """A network with batch normalisation as pure functions."""
 
@@ -375,6 +411,35 @@ def conv_encoder(embed_dim: int) -> Network:
 def conv_decoder(shape: tuple[int, int, int]) -> Network:
     """The mirror image of `conv_encoder`. [b, d] -> [b, *shape]."""
     return _network(_ConvDecoder(shape))
+
+
+def discriminator(kind: str, shape: tuple[int, ...], hidden: Sequence[int]) -> Network:
+    """What tells rows from made ones. [b, *shape] -> features [b, m], logits [b] of being real.
+
+    `kind` is "mlp" (widths `hidden`) or "conv": images, the convolutions of `conv_encoder` and a
+    hidden layer of the last width. Its last hidden layer are the features. No normalisation by the
+    batch: a penalty on the gradient of a row's logit would be of the other rows too.
+
+    Raises:
+        ValueError: as `autoencoder`.
+    """
+    _check_kind(kind, shape, "float32", known=("mlp", "conv"))
+    return _network(_Discriminator(kind, tuple(hidden)))
+
+
+def generator(
+    kind: str, shape: tuple[int, ...], hidden: Sequence[int], *, is_bounded: bool
+) -> Network:
+    """What makes rows. [b, m] -> [b, *shape], in 0..1 where `is_bounded`.
+
+    `kind` is "mlp" (widths `hidden`) or "conv": images, a hidden layer of the first width, then
+    `conv_decoder`.
+
+    Raises:
+        ValueError: as `autoencoder`.
+    """
+    _check_kind(kind, shape, "float32", known=("mlp", "conv"))
+    return _network(_Generator(kind, tuple(shape), tuple(hidden), is_bounded))
 
 
 def conv_blocks(widths: Sequence[int]) -> Network:

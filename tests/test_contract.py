@@ -19,6 +19,7 @@ from deepclust_jax.algorithms import (
     dec,
     deep_cluster,
     dkm,
+    gan,
     info_max,
     mmdc,
     n2d,
@@ -59,6 +60,7 @@ ALGORITHMS = {
         deep_cluster,
         deep_cluster.Config(**SMALL, n_classes=8, n_init=2),
     ),
+    "gan": (gan, gan.Config(**SMALL, latent_dim=4, n_init=2)),
     "next_token": (
         next_token,
         next_token.Config(3, 2, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),
@@ -83,7 +85,7 @@ ALGORITHMS = {
     ),
 }
 # What they cluster once, and no epoch needs.
-AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal)
+AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal, gan)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
@@ -333,6 +335,8 @@ def test_training_improves_the_loss(case):
     module, config, x, algorithm = case
     found = fit(module, KEY, algorithm, x, epochs=30, batch_size=BATCH)
     name = "reconstruction" if "reconstruction" in found.metrics else "loss"
+    if module is gan:  # of two players, what one gains the other loses; this one is first
+        name = "discriminator"
     assert found.metrics[name][-1] < 0.9 * found.metrics[name][0]
 
 
