@@ -186,8 +186,8 @@ class _Normalised(nn.Module):
 
         hidden, spread = self.widths[:-1], {"kernel_init": _kernel_init(2.0)}
         if self.kind == "conv":
-            for width, size in ((32, 5), (64, 5), (128, 3)):
-                x = nn.relu(conv(x, width, size, 2, **spread))
+            for width in (64, 128, 256):
+                x = nn.relu(conv(x, width, 3, 2, **spread))
         if self.kind == "resnet":
             x = nn.relu(conv(x, hidden[0], 3, 1, **spread))
             for i, width in enumerate(hidden):

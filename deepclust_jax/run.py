@@ -56,7 +56,7 @@ _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
 _NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
-_SHARP = 0.2  # temperature of contrastive features of --augment photo
+_SHARP = 0.1  # temperature of contrastive features of --augment photo
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 

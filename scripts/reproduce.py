@@ -211,7 +211,6 @@ def cell_options(dataset: Any, row: str) -> Any:
                 merge="merge" in changes,
             ),
             network=config.Network(
-                network="conv" if "photo" in changes else None,
                 precision="float32" if is_float32 else "bfloat16",
             ),
             run=config.Run(seeds=1),

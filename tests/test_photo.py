@@ -96,12 +96,14 @@ def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch):
     monkeypatch.setattr(
         contrastive, "build", lambda own, *args, **more: seen.append(own.temperature)
     )
-    for change, temperature, epochs in (("photo", 0.2, 235), ("affine", 0.5, 93)):
+    for change, temperature, epochs in (("photo", 0.1, 200), ("affine", 0.5, 93)):
         given = config.parse(["--n-clusters", "3", "--method", "info_max", "--augment", change])
         given = config.resolve(given, 10_000)
         run.phases(given, (10_000, 8, 8, 3))
         assert seen.pop() == temperature
         assert (given.training.pretrain_epochs, given.training.epochs) == (epochs, 40)
+        assert given.network.network == ("conv" if change == "photo" else "mlp")
+        assert given.training.pretrain_learning_rate == (2e-3 if change == "photo" else 1e-3)
 
 
 def test_convolutions_see_what_is_in_a_picture_wherever_it_is():
