@@ -1,4 +1,5 @@
-"""Scores of a clustering: against labels (`external`), without (`internal`), jittable (`jittable`).
+"""Scores of a clustering: against labels (`external`), without (`internal`), jittable (`jittable`);
+and of rows that were made (`generated`).
 
 Host functions take arrays of any kind and return floats; names that end in `_jax` can be jitted and
 vmapped over seeds. All are functions of labels and embeddings: none ever sees a model or a batch.
@@ -17,6 +18,7 @@ from deepclust_jax.metrics.external import (
     purity,
     stability,
 )
+from deepclust_jax.metrics.generated import fidelity, frechet, memorised
 from deepclust_jax.metrics.internal import (
     calinski_harabasz,
     cluster_sizes,
@@ -42,8 +44,11 @@ __all__ = [
     "davies_bouldin",
     "dunn",
     "external_scores",
+    "fidelity",
+    "frechet",
     "homogeneity",
     "internal_scores",
+    "memorised",
     "nmi",
     "nmi_jax",
     "purity",

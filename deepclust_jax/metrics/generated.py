@@ -1,0 +1,107 @@
+"""How made rows compare with real ones: whether they look real, and whether all kinds are there.
+
+    fidelity(real, made)     precision, recall, density, coverage: by balls to the k-th neighbour
+    frechet(real, made)      distance of the Gaussians that fit both
+    memorised(real, made)    whether made rows are copies
+
+All compare rows of features [n, d] by Euclidean distance, and see no labels. Figures are of the
+features they are given and of so many rows: only those of the same features and numbers compare.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deepclust_jax.clustering import neighbors
+from deepclust_jax.types import Array
+
+_BLOCK = 256  # rows whose distances to all others are held at once
+
+
+def fidelity(real: ArrayLike, made: ArrayLike, *, n_neighbors: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    The ball of a row reaches to its `n_neighbors`-th neighbour among its own kind. precision: share
+    of made rows in a ball of a real one; recall: of real rows in a ball of a made one; density:
+    real balls that a made row is in, over n_neighbors, mean, which may exceed 1; coverage: share
+    of real balls that a made row is in, of which outliers cannot add to either.
+
+    [n, d], [m, d] -> floats >= 0.
+
+    Raises:
+        ValueError: rows of different widths, or no more than n_neighbors of them.
+    """
+    real, made = _checked(real, made, n_neighbors + 1)
+    inside, covers = _within(made, real, _radii(real, n_neighbors))
+    recalled, _ = _within(real, made, _radii(made, n_neighbors))
+    return {
+        "precision": float(jnp.mean(inside > 0)),
+        "recall": float(jnp.mean(recalled > 0)),
+        "density": float(jnp.mean(inside) / n_neighbors),
+        "coverage": float(jnp.mean(covers)),
+    }
+
+
+def frechet(real: ArrayLike, made: ArrayLike) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of the means and covariances of both (Heusel et al.
+    2017, eq. 6, there of the features of a classifier). [n, d], [m, d] -> >= 0."""
+    real, made = (np.asarray(a, np.float64) for a in _checked(real, made, 2))
+    gap = np.sum((real.mean(axis=0) - made.mean(axis=0)) ** 2)
+    one, other = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (real, made))
+    variances, axes = np.linalg.eigh(one)
+    root = (axes * np.sqrt(np.maximum(variances, 0.0))) @ axes.T
+    # The eigenvalues of root C' root are those of C C', and it is symmetric.
+    shared = np.linalg.eigvalsh(root @ other @ root)
+    both = np.sqrt(np.maximum(shared, 0.0)).sum()
+    return float(max(gap + np.trace(one) + np.trace(other) - 2.0 * both, 0.0))
+
+
+def memorised(real: ArrayLike, made: ArrayLike) -> float:
+    """Median distance of made rows to the nearest real one, over that of real rows to theirs.
+
+    Near 0 made rows are copies; about 1 they are as new as another real row would be. [n, d],
+    [m, d] -> >= 0, infinite where real rows have copies and made ones none.
+    """
+    real, made = _checked(real, made, 2)
+    own = jnp.median(jnp.sqrt(neighbors.nearest(real, 1).sqdist))
+    new = jnp.median(jnp.sqrt(neighbors.nearest(real, 1, queries=made).sqdist))
+    return float(jnp.where(own > 0, new / jnp.where(own > 0, own, 1.0), jnp.inf))
+
+
+def _checked(real: ArrayLike, made: ArrayLike, fewest: int) -> tuple[Array, Array]:
+    """Both as float32 [n, d] about one centre."""
+    real, made = np.asarray(real), np.asarray(made)
+    if real.ndim != 2 or made.ndim != 2 or real.shape[1] != made.shape[1]:
+        raise ValueError(
+            f"expected features [n, d] and [m, d], found shapes {real.shape} and {made.shape}"
+        )
+    if min(len(real), len(made)) < fewest:
+        raise ValueError(f"expected {fewest} rows of each, found {len(real)} and {len(made)}")
+    centre = real.mean(axis=0, keepdims=True, dtype=np.float64)
+    return jnp.asarray(real - centre, jnp.float32), jnp.asarray(made - centre, jnp.float32)
+
+
+def _radii(x: Array, n_neighbors: int) -> Array:
+    """Squared distance of every row to its neighbour of that number. -> [n]."""
+    return neighbors.nearest(x, n_neighbors).sqdist[:, -1]
+
+
+@jax.jit
+def _within(rows: Array, centres: Array, radii: Array) -> tuple[Array, Array]:
+    """In how many balls each row is, and whether each ball has a row. -> [n] int32, [m] bool."""
+    pad = -len(rows) % _BLOCK
+    is_row = jnp.pad(jnp.ones(len(rows), bool), (0, pad)).reshape(-1, _BLOCK)
+    blocks = jnp.pad(rows, ((0, pad), (0, 0))).reshape(-1, _BLOCK, rows.shape[1])
+    squares = jnp.sum(centres**2, axis=1)
+
+    def of_block(has_row, block):
+        x, is_row = block
+        products = jnp.dot(x, centres.T, precision=jax.lax.Precision.HIGHEST)
+        sqdist = jnp.sum(x**2, axis=1)[:, None] + squares[None, :] - 2.0 * products
+        inside = (sqdist <= radii[None, :]) & is_row[:, None]
+        return has_row | inside.any(axis=0), inside.sum(axis=1)
+
+    none = jnp.zeros(len(centres), bool)
+    has_row, inside = jax.lax.scan(of_block, none, (blocks, is_row))
+    return inside.reshape(-1)[: len(rows)], has_row

@@ -1,0 +1,87 @@
+"""Measures of made rows, against worked numbers and what is written out in NumPy."""
+
+import numpy as np
+import pytest
+
+from deepclust_jax.metrics import generated
+
+RNG = np.random.default_rng(0)
+
+
+def naive(real, made, k):
+    """The definitions, pair by pair."""
+
+    def gaps(a, b):
+        return np.linalg.norm(a[:, None] - b[None], axis=2)
+
+    def radii(x):
+        return np.sort(gaps(x, x), axis=1)[:, k]  # the nearest is the row itself
+
+    inside = gaps(made, real) <= radii(real)[None]
+    return {
+        "precision": inside.any(axis=1).mean(),
+        "recall": (gaps(real, made) <= radii(made)[None]).any(axis=1).mean(),
+        "density": inside.sum(axis=1).mean() / k,
+        "coverage": inside.any(axis=0).mean(),
+    }
+
+
+@pytest.mark.parametrize("n, m, d, k", [(40, 30, 3, 3), (300, 520, 5, 5)])
+def test_against_the_definitions(n, m, d, k):
+    real, made = RNG.normal(size=(n, d)), RNG.normal(0.5, 1.3, size=(m, d))
+    found = generated.fidelity(real, made, n_neighbors=k)
+    expected = naive(real, made, k)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=2.0 / min(n, m)), name
+
+
+def test_a_mode_that_is_missing_shows_in_recall_and_coverage():
+    centres = 100.0 * np.arange(4)[:, None]
+    real = np.concatenate([c + RNG.normal(size=(50, 2)) for c in centres])
+    made = np.concatenate([c + RNG.normal(size=(50, 2)) for c in centres[:3]])
+    found = generated.fidelity(real, made)
+    assert found["precision"] > 0.9 and 0.6 < found["recall"] <= 0.75
+    assert 0.6 < found["coverage"] <= 0.75
+    far = generated.fidelity(real, real + 1e4)
+    assert far == {"precision": 0.0, "recall": 0.0, "density": 0.0, "coverage": 0.0}
+
+
+def test_values_far_from_zero_are_compared_as_well():
+    """Trap: the expanded square of a distance loses all digits there."""
+    real, made = RNG.normal(size=(60, 2)), RNG.normal(size=(60, 2))
+    near, far = (generated.fidelity(real + c, made + c) for c in (0.0, 1e6))
+    assert near == pytest.approx(far, abs=0.05)
+
+
+def test_frechet_of_gaussians():
+    """Worked: means 3 apart, deviations 1 and 2 in one of two axes: 9 + (1 - 2)^2 = 10."""
+    one = RNG.normal(size=(200_000, 2))
+    other = RNG.normal(size=(200_000, 2)) * np.array([2.0, 1.0]) + np.array([0.0, 3.0])
+    assert generated.frechet(one, other) == pytest.approx(10.0, rel=0.02)
+    assert generated.frechet(one, one) == pytest.approx(0.0, abs=1e-6)
+    turned = one @ np.array([[0.6, -0.8], [0.8, 0.6]])
+    moved = other @ np.array([[0.6, -0.8], [0.8, 0.6]])
+    assert generated.frechet(turned, moved) == pytest.approx(10.0, rel=0.02)
+    single = generated.frechet(one[:, :1], other[:, :1])
+    assert single == pytest.approx(1.0, rel=0.05)
+
+
+def test_copies_are_told_from_new_rows():
+    real = RNG.normal(size=(400, 3))
+    assert generated.memorised(real, real[:100]) == 0.0
+    assert generated.memorised(real, RNG.normal(size=(400, 3))) == pytest.approx(1.0, abs=0.15)
+    assert generated.memorised(np.repeat(real, 2, axis=0), real + 1.0) == np.inf
+
+
+@pytest.mark.parametrize(
+    "real, made, message",
+    [
+        (np.ones((9, 2)), np.ones((9, 3)), "expected features"),
+        (np.ones((9, 2, 2)), np.ones((9, 2)), "expected features"),
+        (np.ones((5, 2)), np.ones((9, 2)), "expected 6 rows of each, found 5 and 9"),
+    ],
+)
+def test_bad_rows(real, made, message):
+    with pytest.raises(ValueError, match=message):
+        generated.fidelity(real, made)
