@@ -32,9 +32,9 @@ class Data:
 
     data: str = "digits"
     """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, cifar10_60k, pendigits,
-    pbmc4k, fsdd, mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news) or path
-    of a file or folder (npy, npz, csv, parquet, jsonl, txt, images, wav), or a finished run, whose
-    codes are then clustered."""
+    pbmc4k, fsdd, mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news, and the
+    points ring_8 and grid_25) or path of a file or folder (npy, npz, csv, parquet, jsonl, txt,
+    images, wav), or a finished run, whose codes are then clustered."""
 
     partner: str | None = None
     """Name or path of a second modality, whose row i is of the same thing as row i of --data; to
@@ -81,6 +81,7 @@ class Method:
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
         "rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal",
+        "gan",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
@@ -88,8 +89,8 @@ class Method:
     image was turned; mmdc: clusters of one size, trained together with them; deep_cluster: k-means
     on features that tell many small clusters of images apart; next_token: on those that tell how a
     text goes on; next_frame: how a sound does; cross_modal: on features on which the modalities of
-    a thing agree. The others: network and centroids trained together; dec without a decoder, vade
-    with a mixture of Gaussians."""
+    a thing agree; gan: on those that tell rows from made ones. The others: network and centroids
+    trained together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -115,8 +116,15 @@ class Method:
     """Inverse temperature of the soft assignment (dkm); with --pretrain-epochs 0 the first value
     of a schedule that raises it every 5 epochs, as in the paper."""
 
-    objective: Literal["information", "agreement", "invariance"] | None = None
-    """Loss of info_max: that of IIC, SCAN or IMSAT."""
+    objective: (
+        Literal["information", "agreement", "invariance", "logistic", "hinge", "wasserstein"] | None
+    ) = None
+    """Loss of info_max: information (IIC), agreement (SCAN) or invariance (IMSAT); of gan: logistic
+    (Goodfellow), hinge or wasserstein, whose discriminator has five steps for one."""
+
+    penalty: float | None = None
+    """Weight of the gradient of the discriminator's logit (gan), the lower the finer the rows are:
+    on real rows (R1), with wasserstein its distance from 1 between real and made ones."""
 
     sizes: Literal["free", "even", "prior"] | None = None
     """Sizes of clusters while centroids are trained (dcn, dkm, dec, idec). None: free. even: equal
@@ -241,6 +249,9 @@ _PHOTO = {
     "contrastive": {"network": "conv", "learning_rate": 2e-3},
     "info_max": {"network": "conv", "pretrain_learning_rate": 2e-3},
 }
+_GAN = {
+    "embed_dim": 32, "learning_rate": 1e-3, "decay": 1.0, "objective": "logistic",
+}  # fmt: skip
 _NEXT_TOKEN = {
     "network": "gru", "hidden": (128,), "embed_dim": 32, "batch_size": 32,
     "learning_rate": 3e-3, "decay": 1.0,
@@ -285,6 +296,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
         "next_frame": {**_NEXT_FRAME, "epochs": 20},
         "cross_modal": {**_PAIRS, "epochs": 20},
+        "gan": {**_GAN, "hidden": (256, 256), "epochs": 50, "penalty": 10.0},
     },
     "paper": {
         "autoencoder": {
@@ -329,6 +341,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
         "next_frame": {**_NEXT_FRAME, "hidden": (512, 512, 512), "epochs": 100},
         "cross_modal": {**_PAIRS, "epochs": 200},
+        "gan": {**_GAN, "hidden": (1200, 1200), "epochs": 500, "penalty": 0.0},
     },
 }
 
@@ -341,8 +354,13 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "photo": 8000, "rotation": 1000,
     "mmdc": 1000, "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
+    "gan": 3000,
 }  # fmt: skip
 
+_OBJECTIVES = {
+    "info_max": ("information", "agreement", "invariance"),
+    "gan": ("logistic", "hinge", "wasserstein"),
+}
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
 _ON_GRAPHS = ("n2d", "contrastive")  # which can merge clusters
@@ -549,13 +567,19 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             defaults |= {"epochs": _AUTOENCODER["epochs"]}
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
-    for name in ("metric", "weight", "alpha", "objective", "sizes", "resets", "likelihood"):
+    own = ("metric", "weight", "alpha", "objective", "penalty", "sizes", "resets", "likelihood")
+    for name in own:
         groups |= _filled(options, "method", name, defaults, method, groups)
     for name in ("network", "hidden", "embed_dim"):
         groups |= _filled(options, "network", name, defaults, method, groups)
     for name in (*_SCHEDULE, "batch_size"):
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
+    objective, known = options.method.objective, _OBJECTIVES.get(options.method.method)
+    if known and objective not in known:
+        raise ConfigError(
+            f"expected --objective {', '.join(known)} beside --method {method}, found {objective}"
+        )
     if method == "n2d" and given.training.epochs:
         raise ConfigError(
             "expected --pretrain-epochs beside --method n2d, which has no epochs of its own, "
@@ -648,7 +672,7 @@ def _check_ranges(options: Options) -> None:
     for name in ("limit", "embed_dim", "batch_size", "seeds", "resets"):
         if flat[name] is not None and flat[name] < 1:
             raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
-    for name in ("epochs", "pretrain_epochs", "weight", "alpha", "seed"):
+    for name in ("epochs", "pretrain_epochs", "weight", "alpha", "penalty", "seed"):
         if flat[name] is not None and not 0 <= flat[name] < float("inf"):
             raise ConfigError(f"expected 0 <= --{name.replace('_', '-')} < inf, found {flat[name]}")
     for name in ("learning_rate", "pretrain_learning_rate"):
@@ -691,7 +715,7 @@ def _as_arguments(values: dict[str, Any]) -> list[str]:
 def _defaults() -> str:
     """What None stands for, by profile and method: the end of --help."""
     lines = ["Where an option says None:"]
-    names = (*_SCHEDULE, "metric", "weight", "alpha", "objective", "likelihood")
+    names = (*_SCHEDULE, "metric", "weight", "alpha", "objective", "penalty", "likelihood")
     for profile, methods in PROFILES.items():
         for method, values in methods.items():
             given = {n.replace("_", "-"): values[n] for n in names if n in values}
@@ -704,7 +728,7 @@ def _defaults() -> str:
         "Where few rows make short epochs, practical has more of them: at least "
         f"{least['autoencoder']} steps of an autoencoder, {least['contrastive']} of contrastive "
         f"features ({least['photo']} of photographs), {least['rotation']} of rotation, mmdc and "
-        f"deep_cluster, {least['next_token']} of next_token, next_frame and cross_modal, and "
-        f"{least['joint']} of joint training."
+        f"deep_cluster, {least['next_token']} of next_token, next_frame and cross_modal, "
+        f"{least['gan']} of gan, and {least['joint']} of joint training."
     )
     return "\n".join(lines)

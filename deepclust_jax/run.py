@@ -24,6 +24,7 @@ from deepclust_jax.algorithms import (
     dec,
     deep_cluster,
     dkm,
+    gan,
     info_max,
     mmdc,
     n2d,
@@ -40,7 +41,7 @@ METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
     "mmdc": mmdc, "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
-    "cross_modal": cross_modal,
+    "cross_modal": cross_modal, "gan": gan,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -114,11 +115,18 @@ def platform() -> str:
         ) from None
 
 
-def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1.0) -> list[Phase]:
+def phases(
+    options: config.Options,
+    shape: tuple[int, ...],
+    *,
+    filled: float = 1.0,
+    is_bounded: bool = False,
+) -> list[Phase]:
     """The phases of a method for data of shape [n, ...]; options as `config.resolve` leaves them.
 
     `filled` is the share of tokens that are no padding, of which next_token trains the faster the
-    less it is; it changes no shape of a state.
+    less it is, and `is_bounded` whether rows are in 0..1, as what gan makes then is; they change no
+    shape of a state.
 
     Raises:
         ConfigError: the options do not fit rows of this shape.
@@ -169,6 +177,11 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
+    if method.method == "gan":
+        own = gan_config(options, is_bounded)
+        optimizer = gan.adam(falling(training.learning_rate, training.epochs), own)
+        algorithm = gan.build(own, shape[1:], optimizer=optimizer, augment=change)
+        return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method in (*_WITH_BLOCKS, "next_token", "next_frame"):
         rate = training.learning_rate
         if method.method != "rotation":
@@ -222,6 +235,28 @@ def phases(options: config.Options, shape: tuple[int, ...], *, filled: float = 1
         return [joint]
     start = contrastive_phase if method.method == "info_max" else encoder_phase
     return [start("pretrain", rate, epochs), joint]
+
+
+def gan_config(options: config.Options, is_bounded: bool) -> gan.Config:
+    """The settings of gan that the options name, for rows in 0..1 or others."""
+    method, network = options.method, options.network
+    return gan.Config(
+        n_clusters=options.data.n_clusters,
+        embed_dim=network.embed_dim,
+        network=network.network,
+        hidden=tuple(network.hidden),
+        is_bounded=is_bounded,
+        objective=method.objective,
+        penalty=method.penalty,
+        ratio=5 if method.objective == "wasserstein" else 1,
+        learning_rate=options.training.learning_rate,
+    )
+
+
+def is_bounded(x: Any) -> bool:
+    """Whether rows are in 0..1, by the first of them."""
+    some = np.asarray(x[: 2**14])
+    return bool(some.min() >= 0 and some.max() <= 1)
 
 
 def change_of(part: tuple[int, ...]) -> Callable[[Key, Array], Array] | None:
@@ -292,7 +327,8 @@ def execute(
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
-    todo = phases(options, tuple(x.shape), filled=filled)
+    bounded = options.method.method == "gan" and is_bounded(x)
+    todo = phases(options, tuple(x.shape), filled=filled, is_bounded=bounded)
     if options.data.scaling == "none" and not any(_begun(folder, phase) for phase in todo):
         _check_deviation(x)
     seconds, compile_seconds, state, start = {}, {}, None, None
@@ -505,6 +541,8 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in _WITH_BLOCKS:
         return _check_blocks(method.method, network, row)
+    if method.method == "gan":
+        _check_gan(network)
     if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
     if method.method == "cross_modal":
@@ -516,6 +554,16 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+
+
+def _check_gan(network: config.Network) -> None:
+    if network.precision != "float32":
+        raise config.ConfigError("--method gan needs --precision float32, found bfloat16")
+    if network.embed_dim > network.hidden[-1]:
+        raise config.ConfigError(
+            f"expected --embed-dim <= {network.hidden[-1]}, the last of --hidden, found "
+            f"{network.embed_dim}"
+        )
 
 
 def _check_parts(options: config.Options, row: tuple[int, ...]) -> None:
@@ -584,8 +632,8 @@ def _nearest(rows: Any) -> Array:
 
 
 def _check_unit_range(x: Any) -> None:
-    some = np.asarray(x[: 2**14])
-    if some.min() < 0 or some.max() > 1:
+    if not is_bounded(x):
+        some = np.asarray(x[: 2**14])
         raise config.ConfigError(
             "--likelihood bernoulli needs rows in 0..1, found "
             f"{some.min():g} to {some.max():g}; take gaussian or --scaling range"

@@ -24,6 +24,7 @@ OF_A_RUN = {
     "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
     "preprocessing.json", "preprocessing.npz", "partner", "cluster_sizes.png", "confusion.png",
     "embedding_map.png", "samples.png", "samples.md", "training.png",
+    "made.npy", "made.png",
 }  # fmt: skip
 
 

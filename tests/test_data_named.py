@@ -43,7 +43,7 @@ SHAPES = {
     "ag_news": (100,),
     "bbc_news": (100,),
 }
-REAL = [name for name in SHAPES if name != "digits"]
+REAL = [name for name in SHAPES if named.NAMED[name].file is not None]
 
 
 def check_counts(name):
@@ -76,6 +76,17 @@ def check_rows(name):
     else:
         np.testing.assert_allclose(dataset.x.mean(dtype=np.float64), 0.0, atol=1e-4)
         assert 0.5 < dataset.x.std() <= 1.001
+
+
+@pytest.mark.parametrize("name, deviation", [("ring_8", 0.02), ("grid_25", 0.05)])
+def test_points_lie_about_as_many_centres_as_there_are_classes(name, deviation):
+    dataset, labels = data.load(name, scaling="none")
+    assert dataset.x.shape == (50_000, 2) and dataset.kind == "tabular"
+    centres = np.stack([dataset.x[labels == c].mean(axis=0) for c in range(dataset.n_clusters)])
+    gaps = np.linalg.norm(centres[:, None] - centres[None], axis=2)
+    assert gaps[gaps > 0].min() > 1.5
+    np.testing.assert_allclose((dataset.x - centres[labels]).std(axis=0), deviation, rtol=0.02)
+    np.testing.assert_allclose(np.bincount(labels), 50_000 / len(centres), rtol=0.1)
 
 
 def test_digits():

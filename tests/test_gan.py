@@ -179,7 +179,7 @@ def test_all_modes_of_a_ring_are_made():
         penalty=0.003, learning_rate=3e-3, momentum=0.0,
     )  # fmt: skip
     algorithm = gan.build(config, (2,))
-    found = train.fit(KEY, algorithm, x, epochs=60, refresh_every=0)
+    found = train.fit(KEY, algorithm, x, epochs=100, refresh_every=0)
     nets = gan.build_nets(config, (2,))
     made = np.asarray(gan.generate(KEY, found.state, 2000, nets, config))
     angle = 2.0 * np.pi * np.arange(8) / 8

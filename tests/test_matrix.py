@@ -14,7 +14,7 @@ from deepclust_jax.clustering import graph_embedding, kmeans, mixture
 WIDTH, K = 4, 3
 FRONT_ENDS = (
     "autoencoder", "contrastive", "rotation", "mmdc", "deep_cluster", "next_token",
-    "next_frame", "cross_modal",
+    "next_frame", "cross_modal", "gan",
 )  # fmt: skip
 TRAINED = ("dcn", "dkm", "idec", "vade", "n2d", "contrastive", "info_max")
 # Built once: each program is compiled once, for the codes of all front ends.
@@ -37,7 +37,7 @@ def codes(request):
     config = dataclasses.replace(config, embed_dim=WIDTH // sides)
     x = {next_token: TOKENS, cross_modal: X.reshape(len(X), -1)}.get(module, X)
     algorithm = module.build(config, x.shape[1:])
-    viewed = request.param in ("rotation", "deep_cluster", "next_token", "next_frame")
+    viewed = request.param in ("rotation", "deep_cluster", "next_token", "next_frame", "gan")
     options = {"epochs": 2, "batch_size": 16, "refresh_every": 0, "refresh_at_end": viewed}
     found = train.fit(KEY, algorithm, x, **options)  # of the others the code is there without
     z = train.embed(algorithm, jax.tree.map(lambda leaf: leaf[None], found.state), x)[0][0]

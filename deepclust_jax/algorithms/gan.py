@@ -36,6 +36,7 @@ from deepclust_jax import losses, networks
 from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
+_SQUARES = 0.99  # b2 of Adam: the gradients of a game change
 _BLOCK = 1024  # rows that `embed` sees at once
 
 
@@ -48,10 +49,10 @@ class Config:
     latent_dim: int = 64  # of z
     is_bounded: bool = False  # whether rows are in 0..1, as made ones then are
     objective: str = "logistic"  # one of losses.ADVERSARIAL
-    penalty: float = 1.0
+    penalty: float = 10.0
     ratio: int = 1  # steps of the discriminator for each of the generator
     learning_rate: float = 1e-3  # of Adam, for both
-    momentum: float = 0.5  # b1 of Adam; a high one circles
+    momentum: float = 0.0  # b1 of Adam; with a high one the players circle
     memory: float = 0.999  # of `average`, at most; shorter at first
     n_init: int = 10  # restarts of the k-means
 
@@ -135,6 +136,11 @@ def loss(
     return of_discriminator + penalty + of_generator, metrics
 
 
+def adam(rate: optax.ScalarOrSchedule, config: Config) -> optax.GradientTransformation:
+    """The optimiser of both players."""
+    return optax.adam(rate, b1=config.momentum, b2=_SQUARES)
+
+
 def generate(key: Key, state: State, n: int, nets: Nets, config: Config) -> Array:
     """n rows that the generator makes. -> [n, *shape]."""
     z = jax.random.normal(key, (n, config.latent_dim))
@@ -159,7 +165,7 @@ def build(
     """
     losses.check_adversarial(config.objective)
     nets = build_nets(config, shape)
-    tx = optimizer or optax.adam(config.learning_rate, b1=config.momentum)
+    tx = optimizer or adam(config.learning_rate, config)
     width = config.hidden[-1]
     if config.embed_dim > width:
         raise ValueError(

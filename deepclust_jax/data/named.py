@@ -22,7 +22,7 @@ Content = tuple[arrays.Raw, np.ndarray]  # raw rows; labels
 class Named:
     """One data set: its file, what it holds, how to read and where to get it."""
 
-    file: str | None  # in DEEPCLUST_DATA_DIR; None: comes with scikit-learn
+    file: str | None  # in DEEPCLUST_DATA_DIR; None: needs none
     kind: str
     n_clusters: int
     read: Callable[[Path | None], Content]
@@ -58,6 +58,23 @@ def _digits(_: None) -> Content:
 
     digits = load_digits()
     return digits.images.astype(np.uint8)[..., None], digits.target
+
+
+def _gaussians(centres: np.ndarray, deviation: float) -> Content:
+    """50,000 points about the centres [k, 2], as trainers of GANs are shown them."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, len(centres), 50_000)
+    return centres[y] + deviation * rng.normal(size=(len(y), 2)), y
+
+
+def _ring_8(_: None) -> Content:
+    angle = np.arange(8) * np.pi / 4
+    return _gaussians(2.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.02)
+
+
+def _grid_25(_: None) -> Content:
+    steps = 2.0 * np.arange(-2, 3)
+    return _gaussians(np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2), 0.05)
 
 
 def _arrays(*wanted: str) -> Callable[[Path], list[np.ndarray]]:
@@ -133,6 +150,8 @@ def nuisance(name: str) -> np.ndarray | None:
 
 NAMED = {
     "digits": Named(None, "image", 10, _digits),
+    "ring_8": Named(None, "tabular", 8, _ring_8),
+    "grid_25": Named(None, "tabular", 25, _grid_25),
     "mnist": Named("mnist.npz", "image", 10, _grey, download=sources.mnist),
     "fashion_mnist": Named("fashion_mnist.npz", "image", 10, _grey, download=sources.fashion_mnist),
     "usps": Named(

@@ -157,6 +157,17 @@ def sample_images(
     _save(figure, path)
 
 
+def made_points(path: str | os.PathLike, real: np.ndarray, made: np.ndarray) -> None:
+    """Write where real rows [n, 2] lie and where made ones [m, 2] do, side by side."""
+    figure = _figure(8.0, 4.0)
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for ax, rows, name in zip(axes, (real, made), ("real", "made"), strict=True):
+        ax.scatter(*rows.T, s=2, alpha=0.3, linewidths=0)
+        ax.set_title(name, fontsize=8, loc="left")
+        ax.set_aspect("equal")
+    _save(figure, path)
+
+
 def sample_texts(
     path: str | os.PathLike,
     texts: Sequence[str],

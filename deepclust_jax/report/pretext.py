@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax import config, run, train
-from deepclust_jax.algorithms import deep_cluster, next_token, rotation
-from deepclust_jax.clustering import kmeans
+from deepclust_jax import config, metrics, run, train
+from deepclust_jax.algorithms import deep_cluster, gan, next_token, rotation
+from deepclust_jax.clustering import kmeans, neighbors
 from deepclust_jax.data import Dataset, tokens
 from deepclust_jax.report import scores
 
@@ -85,6 +85,47 @@ def of_cross_modal(
         clusters.append(np.stack(found))
     each = zip(options.data.parts, clusters, strict=True)
     return {"modalities": [{"shape": s, "external": scores.external(c, labels)} for s, c in each]}
+
+
+_MADE = 5000  # rows, and as many real ones that they are compared with
+
+
+def made_rows(options: config.Options, x: Any, trained: run.Trained, s: int) -> np.ndarray:
+    """Rows that the generator of run s makes, as many as there are or 5,000. -> [m, *shape]."""
+    own = run.gan_config(options, run.is_bounded(x))
+    nets = gan.build_nets(own, x.shape[1:])
+    state = jax.tree.map(lambda leaf: leaf[s], trained.state)
+    key = run.seed_keys(options)[s]
+    return np.asarray(gan.generate(key, state, min(_MADE, len(x)), nets, own))
+
+
+def of_gan(
+    options: config.Options, x: Any, trained: run.Trained, labels: np.ndarray | None
+) -> dict[str, Any]:
+    """How the rows that each run makes compare with real ones, in the rows' own numbers.
+
+    With labels also how many classes are made: a made row is of the class of the real row next to
+    it, and a class is there with a tenth or more of its share of the real rows. `collapsed` are the
+    runs whose made rows have less than a tenth of the deviation of real ones.
+    """
+    chosen = np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
+    real = np.asarray(x[chosen]).reshape(len(chosen), -1)
+    found: dict[str, list[float]] = {}
+    for s in range(len(trained.state.step)):
+        made = made_rows(options, x, trained, s).reshape(len(real), -1)
+        own = metrics.fidelity(real, made) if len(real) > 5 else {}
+        own |= {"frechet": metrics.frechet(real, made), "copies": metrics.memorised(real, made)}
+        own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
+        if labels is not None:
+            near = np.asarray(neighbors.nearest(real, 1, queries=made).index)[:, 0]
+            true, k = labels[chosen], labels.max() + 1
+            sizes, wanted = (np.bincount(y, minlength=k) for y in (true[near], true))
+            own["classes"] = float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))
+        for name, value in own.items():
+            found.setdefault(name, []).append(value)
+    report: dict[str, Any] = {name: scores.summary(np.array(v)) for name, v in found.items()}
+    collapsed = [s for s, value in enumerate(found["spread"]) if not value >= 0.1]
+    return {"made": report, "compared": len(real), "collapsed": collapsed}
 
 
 _GIVEN = 8  # tokens of a document that a text begins with

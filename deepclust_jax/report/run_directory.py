@@ -76,6 +76,8 @@ def write(
         report["pretext"] = pretext.of_deep_cluster(trained)
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
+    if options.method.method == "gan":
+        report["pretext"] = pretext.of_gan(options, dataset.x, trained, labels)
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
@@ -103,6 +105,8 @@ def write(
             folder / "samples.md", shown.raw, found, distances,
             words=report["words"], written=written,
         )  # fmt: skip
+    if options.method.method == "gan":
+        _write_made(folder, options, dataset, trained, chosen, centroids)
     _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
         "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
@@ -275,6 +279,20 @@ def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> N
     sprites = images if images is not None and max(images.shape[1:3]) <= 64 else None
     logs.write_projector(folder, z, labels, images=sprites)
     logs.write_images(folder, sorted(folder.glob("*.png")))
+
+
+def _write_made(folder, options, dataset, trained, s, centroids) -> None:
+    """made.npy, the rows that the run kept makes, and made.png: of images some of each cluster, of
+    tables with two columns where they lie."""
+    made = pretext.made_rows(options, dataset.x, trained, s)
+    np.save(folder / "made.npy", made)
+    if dataset.kind == "image" and made.shape[-1] in (1, 3):
+        z, labels = train.embed(trained.algorithm, trained.state, made)
+        distances = np.sum((z[s] - centroids[labels[s]]) ** 2, axis=-1)
+        figures.sample_images(folder / "made.png", _Scaled(made), labels[s], distances)
+    elif made.shape[1:] == (2,):
+        some = np.asarray(dataset.x[: len(made)])
+        figures.made_points(folder / "made.png", some, made)
 
 
 class _Scaled:

@@ -64,8 +64,8 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
     """What each modality says alone, how well texts are told, what became of the classes of
-    deep_cluster, or how well turns are told, in all and by class, and the clusters of every
-    block."""
+    deep_cluster, how made rows compare with real ones, or how well turns are told, in all and by
+    class, and the clusters of every block."""
     if found is None:
         return []
     if "modalities" in found:
@@ -78,6 +78,15 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         return [
             f"perplexity, {found['rows']}: {own}; by frequency {_number(found['by_frequency'])}"
         ]
+    if "made" in found:
+        lines = [f"{found['compared']:,} made rows beside as many real ones:"]
+        for name, score in found["made"].items():
+            is_share = name in ("precision", "recall", "coverage")
+            text, unit = (_percent, " [%]") if is_share else (_number, "")
+            lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
+        if found["collapsed"]:
+            lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
+        return lines
     if "used" in found:
         used, agreement = (_row("", found[name], [], _percent)[1] for name in ("used", "agreement"))
         lines = [f"classes in use [%]: {used}; agreement with those before [%]: {agreement}"]
