@@ -33,7 +33,7 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Networks of their own, from which nothing else starts.
-_OWN = ("rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal")
+_OWN = ("rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal", "gan")
 # The second modality of the data sets that have one.
 PARTNERS = {"mnist_of_fsdd": "fsdd", "emoji": "emoji_names"}
 _AUGMENTED = ("affine", "photo", "speech", "each", "noise")
@@ -49,7 +49,7 @@ Row = Literal[
     "info_max-speech", "contrastive-photo", "info_max-photo", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
     "mmdc-affine", "mmdc-photo", "deep_cluster", "deep_cluster-affine", "next_token",
-    "next_frame", "cross_modal", "cross_modal-each",
+    "next_frame", "cross_modal", "cross_modal-each", "gan",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -59,7 +59,7 @@ ROWS: tuple[Row, ...] = (
     "info_max-affine", "contrastive-speech", "info_max-speech", "contrastive-photo",
     "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
-    "cross_modal-each", "autoencoder-paper",
+    "cross_modal-each", "gan", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -211,6 +211,7 @@ def cell_options(dataset: Any, row: str) -> Any:
                 merge="merge" in changes,
             ),
             network=config.Network(
+                network="conv" if method == "gan" and len(dataset.x.shape) == 4 else None,
                 precision="float32" if is_float32 else "bfloat16",
             ),
             run=config.Run(seeds=1),
@@ -453,8 +454,8 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal and those marked "
-        "float32. "
+        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and those "
+        "marked float32. gan has convolutions where there are images. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

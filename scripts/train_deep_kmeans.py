@@ -332,7 +332,7 @@ def start_jax(options: config.Options) -> None:
 
 @contextlib.contextmanager
 def noted_stop():
-    """Ctrl-C as ever, and a list in which it is noted.
+    """Ctrl-C as ever, SIGTERM, which schedulers send, the same, and a list in which it is noted.
 
     JAX runs code of its own when Python collects garbage, and an exception there goes nowhere.
     """
@@ -342,11 +342,12 @@ def noted_stop():
         seen.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def status(text: str):

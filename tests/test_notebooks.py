@@ -7,9 +7,10 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = (
-    "01_quickstart", "02_write_your_own_loss", "03_sounds_and_pictures", "04_pictures", "05_texts"
+    "01_quickstart", "02_write_your_own_loss", "03_sounds_and_pictures", "04_pictures", "05_texts",
+    "06_gan",
 )  # fmt: skip
-ON_DATA = NAMES[2:]  # of DEEPCLUST_DATA_DIR
+ON_DATA = NAMES[2:5]  # of DEEPCLUST_DATA_DIR
 
 
 @pytest.fixture(scope="module")

@@ -309,8 +309,12 @@ def test_an_interrupted_run_goes_on_to_the_same_result(base, tmp_path, monkeypat
     assert (out / "metrics.csv").read_text() == (base.folder / "metrics.csv").read_text()
 
 
-def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(tmp_path, monkeypatch):
-    """Trap: Ctrl-C within the garbage collection of JAX, which swallows it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(
+    tmp_path, monkeypatch, number
+):
+    """Trap: Ctrl-C within the garbage collection of JAX, which swallows it. A scheduler's SIGTERM
+    is told how to go on as well."""
     seen = []
 
     @contextlib.contextmanager
@@ -318,15 +322,16 @@ def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(tmp_pat
         def report_epoch(*now):
             seen.append(now[:2])
             with contextlib.suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
 
         yield report_epoch
 
     monkeypatch.setattr(TRAIN, "progress", progress)
-    before = signal.getsignal(signal.SIGINT)
-    assert call(TRAIN, *TINY, "--out", tmp_path / "out").code == 130
+    before = signal.getsignal(number)
+    stopped = call(TRAIN, *TINY, "--out", tmp_path / "out")
+    assert stopped.code == 130 and "go on with --resume --out" in stopped.err
     assert seen == [("pretrain", 1)]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path, monkeypatch):
