@@ -36,14 +36,6 @@ FAST = "DEEPCLUST_FAST" in os.environ  # set by the tests, which only check that
 N_SEEDS, RING, DIGITS, LIMIT = (2, 2, 1, 200) if FAST else (3, 300, 200, 1797)
 
 
-def drawn(draw, *args):
-    """What a function of report/figures draws."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        draw(path, *args)
-        display(Image(path.read_bytes()))
-
-
 # %% [markdown]
 # ## Eight modes
 # 8,192 points about eight centres. The penalty holds the discriminator's slope where the points
@@ -52,6 +44,7 @@ def drawn(draw, *args):
 # %%
 dataset, modes = data.load("ring_8", limit=400 if FAST else 8192)
 points = dataset.x
+print(f"{len(points)} points about {dataset.n_clusters} centres")
 small = gan.Config(
     n_clusters=8,
     embed_dim=8,
@@ -66,6 +59,14 @@ game = gan.build(small, points.shape[1:], optimizer=falling)
 nets = gan.build_nets(small, points.shape[1:])
 keys = jax.random.split(jax.random.key(0), N_SEEDS)
 made = {}
+
+
+def drawn(draw, *args):
+    """What a function of report/figures draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path, *args)
+        display(Image(path.read_bytes()))
 
 
 def watch(epoch, state, terms):
@@ -125,6 +126,7 @@ fakes = np.asarray(gan.generate(keys[0], first, len(x), nets, config))
 z = pictures.embed(first, jnp.asarray(fakes))
 clusters = np.asarray(pictures.assign(first, z))
 sqdist = np.min(np.sum((np.asarray(z)[:, None] - first.centroids[None]) ** 2, axis=2), axis=1)
+print(f"made pictures by cluster: {np.bincount(clusters, minlength=config.n_clusters)}")
 drawn(figures.sample_images, fakes, clusters, sqdist)
 
 # %% [markdown]

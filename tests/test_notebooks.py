@@ -82,6 +82,7 @@ def test_stored_notebook_is_not_of_the_fast_setting():
     seeds = {"01_quickstart": "(3, 1797", "02_write_your_own_loss": "5 seeds show"}
     seeds["03_sounds_and_pictures"] = "3000 clips at 8000 Hz"
     seeds |= {"04_pictures": "2000 pictures", "05_texts": "3000 texts"}
+    seeds["06_gan"] = "8192 points"
     for name, expected in seeds.items():
         assert expected in str([cell.get("outputs") for cell in stored(name).cells])
 
