@@ -70,6 +70,9 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     assert found["made"]["spread"]["values"] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found["collapsed"] == [1]
     assert "collapsed, made rows are all alike: runs [1]" in tables._pretext(found)
+    monkeypatch.setattr(pretext, "_WIDEST", 1)
+    assert "frechet" in found["made"]
+    assert "frechet" not in pretext.of_gan(config.Options(), x, trained, labels)["made"]
 
 
 def options(*args):
