@@ -6,7 +6,7 @@ r"""Train a generator and a discriminator, look at what is made, and cluster wha
         --learning-rate 3e-3 --batch-size 512 --epochs 300
 
 That is `train_deep_kmeans.py --method gan`, with all its options, its run directory and its report;
-after the scores come how the made rows compare with the real ones, and `generated.png` shows some.
+after the scores come how the made rows compare with the real ones, and `made.png` shows some.
 """
 
 import sys
