@@ -13,6 +13,7 @@ from deepclust_jax import bfloat16
 from deepclust_jax.data.tokens import START
 from deepclust_jax.types import Array, Key, Network, Params
 
+_CONVOLUTIONS = ((32, 5), (64, 5), (128, 3))  # channels and size, each of stride 2 (ConvDEC-DA)
 _WIDE = 0.5  # `start_variance` of wide networks, and of convolutions
 
 
@@ -123,7 +124,7 @@ class _ConvEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        for features, size in ((32, 5), (64, 5), (128, 3)):
+        for features, size in _CONVOLUTIONS:
             x = nn.relu(_conv(features, size, strides=2, kernel_init=_kernel_init(_WIDE))(x))
         return _dense(self.embed_dim, "float32")(x.reshape(x.shape[0], -1))
 
@@ -214,7 +215,7 @@ class _Discriminator(nn.Module):
         slope = partial(nn.leaky_relu, negative_slope=0.2)
         widths = self.widths
         if self.kind == "conv":
-            for width, size in ((32, 5), (64, 5), (128, 3)):
+            for width, size in _CONVOLUTIONS:
                 x = slope(_conv(width, size, strides=2, kernel_init=_kernel_init(2.0))(x))
             widths = widths[-1:]
         x = x.reshape(x.shape[0], -1)

@@ -20,9 +20,8 @@ def rows(n=24, d=5):
     return 1.0 + 2.0 * jax.random.normal(KEY, (n, d))
 
 
-def batch(x, n=None):
-    mask = jnp.ones(len(x)) if n is None else (jnp.arange(len(x)) < n).astype(jnp.float32)
-    return Batch(x, jnp.arange(len(x)), mask)
+def batch(x):
+    return Batch(x, jnp.arange(len(x)), jnp.ones(len(x)))
 
 
 def state_of(config=SMALL, **more):

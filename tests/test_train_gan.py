@@ -58,11 +58,8 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 30)
     x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 2)))
-    made = [x, np.repeat(x[:1], 90, axis=0)]
-    monkeypatch.setattr(pretext, "made_rows", lambda options, x, trained, s: made[s])
-    state = type("State", (), {"step": np.zeros(2)})
-    trained = run.Trained(None, state, {}, {})
-    found = pretext.of_gan(config.Options(), x, trained, labels)
+    made = np.stack([x, np.repeat(x[:1], 90, axis=0)])
+    found = pretext.of_gan(made, x, labels)
     assert found["made"]["classes"]["values"] == [3.0, 1.0]
     assert found["made"]["coverage"]["values"][0] == 1.0
     assert found["made"]["coverage"]["values"][1] < 0.2
@@ -70,9 +67,9 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     assert found["made"]["spread"]["values"] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found["collapsed"] == [1]
     assert "collapsed, made rows are all alike: runs [1]" in tables._pretext(found)
-    monkeypatch.setattr(pretext, "_WIDEST", 1)
     assert "frechet" in found["made"]
-    assert "frechet" not in pretext.of_gan(config.Options(), x, trained, labels)["made"]
+    monkeypatch.setattr(pretext, "_WIDEST", 1)
+    assert "frechet" not in pretext.of_gan(made, x, labels)["made"]
 
 
 def options(*args):

@@ -130,11 +130,8 @@ def check_fits(p: Preprocessing, raw: arrays.Raw, kind: str | None = None) -> No
     if kind in ("text", "audio"):
         return
     expected = tuple(p.settings["shape"])
-    if raw.shape[1:] != expected and p.kind == "image":
-        raise DataError(
-            f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
-            f"{raw.shape[1:]}; reshape them"
-        )
+    if p.kind == "image":
+        _check_shape(p, raw)
     if raw.shape[1:] != expected:
         raise DataError(
             f"the stored preprocessing expects {p.kind} rows of shape {expected}, "
@@ -148,12 +145,9 @@ def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
     other tables."""
     if not isinstance(raw, np.ndarray):
         return
-    if p.kind == "image" and raw.ndim < 3:
-        raise DataError(
-            f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
-            f"{raw.shape[1:]}; reshape them"
-        )
     if raw.ndim < 3:
+        if p.kind == "image":
+            _check_shape(p, raw)
         return
     are_bytes, wants_bytes = raw.dtype == np.uint8, p.settings["type"] == "uint8"
     if p.kind == "image" and wants_bytes != are_bytes:
@@ -179,6 +173,15 @@ def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found values of {low:g} to "
             f"{high:g}, which would be scaled wrongly; bring them to that range first"
+        )
+
+
+def _check_shape(p: Preprocessing, raw: np.ndarray) -> None:
+    """Raise DataError unless these are pictures of the size that `p` was fitted on."""
+    if raw.shape[1:] != tuple(p.settings["shape"]):
+        raise DataError(
+            f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
+            f"{raw.shape[1:]}; reshape them"
         )
 
 

@@ -91,19 +91,20 @@ _MADE = 5000  # rows, and as many real ones that they are compared with
 _WIDEST = 4096  # numbers of a row whose covariances are compared: they take the cube in time
 
 
-def made_rows(options: config.Options, x: Any, trained: run.Trained, s: int) -> np.ndarray:
-    """Rows that the generator of run s makes, as many as there are or 5,000. -> [m, *shape]."""
+def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarray:
+    """Rows that the generator of each run makes, as many as there are or 5,000.
+    -> [S, m, *shape]."""
     own = run.gan_config(options, run.is_bounded(x))
     nets = gan.build_nets(own, x.shape[1:])
-    state = jax.tree.map(lambda leaf: leaf[s], trained.state)
-    key = run.seed_keys(options)[s]
-    return np.asarray(gan.generate(key, state, min(_MADE, len(x)), nets, own))
+    made = []
+    for s, key in enumerate(run.seed_keys(options)):
+        state = jax.tree.map(lambda leaf, s=s: leaf[s], trained.state)
+        made.append(np.asarray(gan.generate(key, state, min(_MADE, len(x)), nets, own)))
+    return np.stack(made)
 
 
-def of_gan(
-    options: config.Options, x: Any, trained: run.Trained, labels: np.ndarray | None
-) -> dict[str, Any]:
-    """How the rows that each run makes compare with real ones, in the rows' own numbers.
+def of_gan(made_by_run: np.ndarray, x: Any, labels: np.ndarray | None) -> dict[str, Any]:
+    """How the rows that each run made compare with real ones, in the rows' own numbers.
 
     With labels also how many classes are made: a made row is of the class of the real row next to
     it, and a class is there with a tenth or more of its share of the real rows. `collapsed` are the
@@ -112,8 +113,7 @@ def of_gan(
     chosen = np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
     real = np.asarray(x[chosen]).reshape(len(chosen), -1)
     found: dict[str, list[float]] = {}
-    for s in range(len(trained.state.step)):
-        made = made_rows(options, x, trained, s).reshape(len(real), -1)
+    for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         own = metrics.fidelity(real, made) if len(real) > 5 else {}
         own["copies"] = metrics.memorised(real, made)
         if real.shape[1] <= _WIDEST:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from deepclust_jax import config, data, metrics, run, train
@@ -77,7 +78,8 @@ def write(
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method == "gan":
-        report["pretext"] = pretext.of_gan(options, dataset.x, trained, labels)
+        made = pretext.made_rows(options, dataset.x, trained)
+        report["pretext"] = pretext.of_gan(made, dataset.x, labels)
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
@@ -106,7 +108,7 @@ def write(
             words=report["words"], written=written,
         )  # fmt: skip
     if options.method.method == "gan":
-        _write_made(folder, options, dataset, trained, chosen, centroids)
+        _write_made(folder, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
         "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
@@ -281,15 +283,15 @@ def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> N
     logs.write_images(folder, sorted(folder.glob("*.png")))
 
 
-def _write_made(folder, options, dataset, trained, s, centroids) -> None:
-    """made.npy, the rows that the run kept makes, and made.png: of images some of each cluster, of
+def _write_made(folder, dataset, trained, chosen, centroids, made) -> None:
+    """made.npy, the rows that the run kept made, and made.png: of images some of each cluster, of
     tables with two columns where they lie."""
-    made = pretext.made_rows(options, dataset.x, trained, s)
     np.save(folder / "made.npy", made)
     if dataset.kind == "image" and made.shape[-1] in (1, 3):
-        z, labels = train.embed(trained.algorithm, trained.state, made)
-        distances = np.sum((z[s] - centroids[labels[s]]) ** 2, axis=-1)
-        figures.sample_images(folder / "made.png", _Scaled(made), labels[s], distances)
+        kept = jax.tree.map(lambda leaf: leaf[chosen][None], trained.state)
+        z, labels = (found[0] for found in train.embed(trained.algorithm, kept, made))
+        distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
+        figures.sample_images(folder / "made.png", _Scaled(made), labels, distances)
     elif made.shape[1:] == (2,):
         some = np.asarray(dataset.x[: len(made)])
         figures.made_points(folder / "made.png", some, made)
