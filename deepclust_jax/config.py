@@ -22,7 +22,7 @@ DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
 _DECIDING = (
     "data", "partner", "kind", "scaling", "limit", "method", "profile", "network", "batch_size",
-    "pretrain_epochs", "augment",
+    "pretrain_epochs", "augment", "objective",
 )  # fmt: skip
 
 
@@ -99,7 +99,8 @@ class Method:
     """What changes rows while the method trains. affine: random rotation and shift of images, for
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
     images as they are. photo: random parts of photographs, flipped and in other colours;
-    contrastive then pairs each with itself instead of a neighbour. speech: words of --scaling
+    contrastive then pairs each with itself instead of a neighbour, and the practical profile takes
+    --network conv. speech: words of --scaling
     speech as other voices may say them. each: of cross_modal, affine and speech to the modalities
     that are images and words. noise: for contrastive and info_max with rows of any kind, as large
     as twice the distance to a neighbour."""
@@ -249,6 +250,7 @@ _PHOTO = {
     "contrastive": {"network": "conv", "learning_rate": 2e-3},
     "info_max": {"network": "conv", "pretrain_learning_rate": 2e-3},
 }
+_LIPSCHITZ = 10.0  # of --objective wasserstein, in every profile (Gulrajani et al. 2017)
 _GAN = {
     "embed_dim": 32, "learning_rate": 1e-3, "decay": 1.0, "objective": "logistic",
 }  # fmt: skip
@@ -553,8 +555,11 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
     defaults = {"network": "mlp", "batch_size": 256} | PROFILES[options.method.profile][method]
-    if options.method.augment == "photo":
+    is_usual = options.method.profile == "practical" and options.network.network in (None, "conv")
+    if options.method.augment == "photo" and is_usual:
         defaults = defaults | _PHOTO.get(method, {})
+    if options.method.objective == "wasserstein" and method == "gan":
+        defaults = defaults | {"penalty": _LIPSCHITZ}  # without, that is no distance
     if options.network.network == "resnet":
         defaults = defaults | {"hidden": RESNET_18}
     if method in _WITH_CENTROIDS:
@@ -729,6 +734,11 @@ def _defaults() -> str:
         f"{least['autoencoder']} steps of an autoencoder, {least['contrastive']} of contrastive "
         f"features ({least['photo']} of photographs), {least['rotation']} of rotation, mmdc and "
         f"deep_cluster, {least['next_token']} of next_token, next_frame and cross_modal, "
-        f"{least['gan']} of gan, and {least['joint']} of joint training."
+        f"{least['gan']} of gan, and {least['joint']} of joint training. With --augment photo: "
+        + "; ".join(
+            f"{method} " + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in values.items())
+            for method, values in _PHOTO.items()
+        )
+        + f", without another --network. With --objective wasserstein: --penalty {_LIPSCHITZ:g}."
     )
     return "\n".join(lines)

@@ -179,8 +179,11 @@ def phases(
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
     if method.method == "gan":
         own = gan_config(options, is_bounded)
-        optimizer = gan.adam(falling(training.learning_rate, training.epochs), own)
-        algorithm = gan.build(own, shape[1:], optimizer=optimizer, augment=change)
+        rate = falling(training.learning_rate, training.epochs)
+        players = gan.adam(rate, own), gan.adam(lambda count: rate(count * own.ratio), own)
+        algorithm = gan.build(
+            own, shape[1:], optimizer=players[0], of_generator=players[1], augment=change
+        )
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method in (*_WITH_BLOCKS, "next_token", "next_frame"):
         rate = training.learning_rate

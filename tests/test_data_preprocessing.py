@@ -122,8 +122,8 @@ def test_damaged_preprocessing(tmp_path):
         preprocessing.load(tmp_path)
     preprocessing.save(fitted(np.eye(3))[0], tmp_path)
     head = json.loads((tmp_path / "preprocessing.json").read_text())
-    (tmp_path / "preprocessing.json").write_text(json.dumps(head | {"format": 2}))
-    with pytest.raises(data.DataError, match="not a preprocessing file of format 1"):
+    (tmp_path / "preprocessing.json").write_text(json.dumps(head | {"format": 1}))
+    with pytest.raises(data.DataError, match="not a preprocessing file of format 2"):
         preprocessing.load(tmp_path)
 
 
@@ -179,7 +179,26 @@ def test_pictures_in_other_units_are_refused(tmp_path):
     with pytest.raises(data.DataError, match="found values of -1.5 to -?0"):
         load(-1.5 * levels / levels.max(), shares)
     assert load(np.minimum(levels, 20) + 4, p).max() == 1.25  # somewhat brighter, of the same kind
+    with pytest.raises(data.DataError, match="found values of -1 to 1, which"):
+        load(2.0 * (levels / levels.max()) - 1.0, shares)
+    fractions = preprocessing.fit(255.0 * (levels[..., None] / 16.0), "image")
+    with pytest.raises(data.DataError, match="float64 pictures of .* found values of 0 to 1, wh"):
+        load(levels / levels.max(), fractions)
     assert load(np.zeros_like(levels), bright).max() == 0.0  # black is black in all units
+    dark = (levels + 4).astype(np.uint8)
+    np.testing.assert_allclose(load(dark, bright), dark[..., None] / 255.0, rtol=1e-6)
+
+
+def test_a_spot_far_outside_is_no_other_unit(tmp_path):
+    """Trap: of rows trained on, a part without the spot is refused, or all where it was fitted on a
+    part."""
+    spotted = RNG.uniform(size=(40, 10, 10))
+    spotted[7, 3, 3] = 1e4
+    for fitted_on, given in ((spotted, spotted[8:]), (spotted[8:], spotted)):
+        p = preprocessing.fit(fitted_on[..., None], "image")
+        np.save(tmp_path / "new.npy", given)
+        found = data.load(tmp_path / "new.npy", preprocessing=p, kind="image")[0].x
+        np.testing.assert_array_equal(found, preprocessing.apply(p, given[..., None]))
 
 
 def test_texts_against_scikit_learn():

@@ -76,7 +76,7 @@ def test_each_player_has_the_gradient_of_its_own_loss(objective):
     grads = jax.grad(lambda p: gan.loss(p, state, batch(x), key, nets=nets, config=config)[0])(
         state.params
     )
-    z_key, mix_key = jax.random.split(key)
+    z_key, mix_key, _ = jax.random.split(key, 3)
     z = jax.random.normal(z_key, (len(x), config.latent_dim))
 
     def logits(own, x):
@@ -138,11 +138,73 @@ def test_a_step_that_is_not_finite_is_not_taken():
     algorithm, state = state_of()
     bad = rows().at[3, 2].set(jnp.inf)
     new, metrics = jax.jit(algorithm.step)(KEY, state, batch(bad))
-    assert not jnp.isfinite(metrics["loss"]) and new.step == 1
+    assert metrics["taken"] == 0.0 and metrics["loss"] == 0.0 and new.step == 1
     for a, b in zip(*(jax.tree.leaves(s.params) for s in (state, new)), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(*(jax.tree.leaves(s.opt_state) for s in (state, new)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_of_the_optimiser_that_is_not_finite_is_not_kept():
+    """Trap: squares of large gradients overflow in Adam, whose steps are then 0 for ever."""
+    algorithm, state = state_of()
+    new, metrics = jax.jit(algorithm.step)(KEY, state, batch(1e25 * rows()))
+    assert metrics["taken"] == 0.0
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.opt_state))
+
+
+def test_made_rows_are_changed_as_real_ones():
+    """Trap: a discriminator that sees changed real rows alone tells made ones by the change."""
+
+    def shifted(key, row):
+        del key
+        return row + 100.0
+
+    algorithm, state = state_of(augment=shifted)
+    config = dataclasses.replace(SMALL, is_bounded=False)
+    nets = gan.build_nets(config, (5,))._replace(change=shifted)
+    plain = nets._replace(change=None)
+    changed = batch(rows() + 100.0)
+    with_change = gan.loss(state.params, state, changed, KEY, nets=nets, config=config)[1]
+    without = gan.loss(state.params, state, changed, KEY, nets=plain, config=config)[1]
+    assert with_change["generator"] != without["generator"]
+    key = jax.random.split(jax.random.fold_in(KEY, 0))[1]
+    expected = gan.loss(state.params, state, changed, key, nets=nets, config=config)[1]
+    found = jax.jit(algorithm.step)(KEY, state, batch(rows()))[1]
+    np.testing.assert_allclose(found["generator"], expected["generator"], rtol=1e-4)
+
+
+def test_equal_made_rows_have_no_spread():
+    algorithm, state = state_of()
+    generator = jax.tree.map(jnp.zeros_like, state.params["generator"])
+    state = state.replace(params=state.params | {"generator": generator})
+    x = batch(rows())
+    nets = gan.build_nets(SMALL, (5,))
+    found = gan.loss(state.params, state, x, KEY, nets=nets, config=SMALL)[1]
+    assert found["spread"] == 0.0
+
+
+def test_wasserstein_sees_no_bias_of_the_critic():
+    """Trap: its loss moves with the last bias, which changes nothing."""
+    config = dataclasses.replace(SMALL, objective="wasserstein")
+    state, nets = state_of(config)[1], gan.build_nets(config, (5,))
+
+    def of(shift):
+        moved = networks_with_bias(nets, shift)
+        return gan.loss(state.params, state, batch(rows()), KEY, nets=moved, config=config)
+
+    (one, a), (other, b) = of(0.0), of(7.0)
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+    np.testing.assert_allclose(a["told"], b["told"])
+    assert a["told"] > 0.0
+
+
+def networks_with_bias(nets, shift):
+    def apply(params, x):
+        features, logits = nets.discriminator.apply(params, x)
+        return features, logits + shift
+
+    return nets._replace(discriminator=nets.discriminator._replace(apply=apply))
 
 
 def test_made_rows_have_the_shape_and_range_of_real_ones():

@@ -54,6 +54,18 @@ def test_values_far_from_zero_are_compared_as_well():
     assert near == pytest.approx(far, abs=0.05)
 
 
+def test_tight_modes_that_lie_apart():
+    """Trap: in float32 the expanded square loses the distances within a mode of 1e-4."""
+    centres = np.array([[1.0, 1.0], [-1.0, -1.0]])[np.arange(400) % 2]
+    real, made = (centres + 1e-4 * RNG.normal(size=(400, 2)) for _ in range(2))
+    found = generated.fidelity(real, made)
+    expected = naive(np.float32(real), np.float32(made), 5)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=0.01), name
+    far = generated.fidelity(real, made + 0.01)
+    assert far["coverage"] == far["density"] == 0.0
+
+
 def test_frechet_of_gaussians():
     """Worked: means 3 apart, deviations 1 and 2 in one of two axes: 9 + (1 - 2)^2 = 10."""
     one = RNG.normal(size=(200_000, 2))
@@ -71,7 +83,13 @@ def test_copies_are_told_from_new_rows():
     real = RNG.normal(size=(400, 3))
     assert generated.memorised(real, real[:100]) == 0.0
     assert generated.memorised(real, RNG.normal(size=(400, 3))) == pytest.approx(1.0, abs=0.15)
-    assert generated.memorised(np.repeat(real, 2, axis=0), real + 1.0) == np.inf
+    twice = np.repeat(real, 2, axis=0)
+    assert generated.memorised(twice, real) == 0.0
+    moved = generated.memorised(real, real + 0.1)
+    assert generated.memorised(twice, real + 0.1) == pytest.approx(moved, rel=1e-3) and moved > 0.1
+    same = np.ones((9, 2))
+    assert generated.memorised(same, same) == 0.0
+    assert generated.memorised(same, same + np.arange(2.0)) == np.inf
 
 
 @pytest.mark.parametrize(

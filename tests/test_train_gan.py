@@ -3,12 +3,15 @@
 import json
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, done, refused, script
 
 from deepclust_jax import config, run
 from deepclust_jax.report import pretext, tables
+from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 GAN = script("train_gan")
@@ -31,6 +34,7 @@ def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
     assert list(found["made"]) == [
         "classes", "copies", "coverage", "density", "frechet", "precision", "recall", "spread"
     ]  # fmt: skip
+    assert found["collapsed"] == found["diverged"] == []
     assert all(len(score["values"]) == 2 for score in found["made"].values())
     assert "200 made rows beside as many real ones:" in printed
     assert f"  coverage [%] {100 * found['made']['coverage']['mean']:.1f} ± " in printed
@@ -59,17 +63,70 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     labels = np.repeat(np.arange(3), 30)
     x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 2)))
     made = np.stack([x, np.repeat(x[:1], 90, axis=0)])
-    found = pretext.of_gan(made, x, labels)
-    assert found["made"]["classes"]["values"] == [3.0, 1.0]
+    found = pretext.of_gan(made, x)
+    assert pretext.classes_made(made, x, labels)["values"] == [3.0, 1.0]
     assert found["made"]["coverage"]["values"][0] == 1.0
     assert found["made"]["coverage"]["values"][1] < 0.2
     assert found["made"]["copies"]["values"][0] == 0.0
     assert found["made"]["spread"]["values"] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found["collapsed"] == [1]
-    assert "collapsed, made rows are all alike: runs [1]" in tables._pretext(found)
     assert "frechet" in found["made"]
+    shown = tables._pretext(found | {"diverged": [0]})
+    assert "collapsed, made rows are all alike: runs [1]" in shown
+    assert shown[-1].startswith("diverged, and stand where they were before: runs [0]; lower")
     monkeypatch.setattr(pretext, "_WIDEST", 1)
-    assert "frechet" not in pretext.of_gan(made, x, labels)["made"]
+    assert "frechet" not in pretext.of_gan(made, x)["made"]
+
+
+def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
+    """Trap: the loss of a game does not tell which run is better."""
+    report = json.loads((run_of_digits[0] / "report.json").read_text())
+    covered = report["pretext"]["made"]["coverage"]["values"]
+    assert report["objective"]["values"] == pytest.approx([1.0 - c for c in covered])
+    assert covered[report["chosen"]["run"]] == max(covered)
+
+
+def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
+    """Trap: a game that is lost ends in NaN, and so does the run."""
+    args = ["--seeds", "1", "--learning-rate", "1e30", "--limit", "100", "--hidden", "8"]
+    printed = done(GAN, *args, "--embed-dim", "2", "--epochs", "3", "--out", tmp_path / "run")
+    assert "diverged, and stand where they were before: runs [0]" in printed
+    assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
+
+
+def test_held_out_rows_do_not_decide_the_range(tmp_path):
+    """Trap: a sigmoid at the end is dropped where rows held out leave 0..1."""
+    rows = np.random.default_rng(0).uniform(size=(60, 3)).astype(np.float32)
+    rows[-5:] += 2.0
+    np.save(tmp_path / "rows.npy", rows)
+    args = ["--data", tmp_path / "rows.npy", "--scaling", "none", "--n-clusters", "2"]
+    done(GAN, *SMALL, *args, "--held-out", "5", "--out", tmp_path / "run")
+    made = np.load(tmp_path / "run" / "made.npy")
+    assert made.min() >= 0.0 and made.max() <= 1.0
+
+
+def test_the_generators_rate_falls_with_the_steps_of_the_game():
+    """Trap: a schedule that counts every fifth step never comes to its end."""
+    given = options("--objective", "wasserstein", "--epochs", "4", "--batch-size", "10",
+                    "--hidden", "8", "--embed-dim", "2")  # fmt: skip
+    algorithm = run.phases(given, (50, 3))[0].algorithm
+    rows = jax.random.normal(jax.random.key(0), (10, 3))
+    batch = Batch(rows, jnp.arange(10), jnp.ones(10))
+    state = algorithm.init(jax.random.key(0), batch)
+    step, moved = jax.jit(algorithm.step), []
+    for _ in range(25):  # 4 epochs of 5 steps; the last ones are past the end
+        new, _ = step(jax.random.key(1), state, batch)
+        pairs = zip(*(jax.tree.leaves(s.params["generator"]) for s in (new, state)), strict=True)
+        moved.append(max(float(jnp.abs(a - b).max()) for a, b in pairs))
+        state = new
+    assert 0.0 < moved[19] < 0.5 * moved[4] and moved[24] == 0.0  # rates 1 and 1/4
+
+
+def test_wasserstein_has_its_penalty_in_every_profile():
+    for profile in ("practical", "paper"):
+        given = options("--profile", profile, "--objective", "wasserstein")
+        assert given.method.penalty == 10.0
+    assert options("--profile", "paper").method.penalty == 0.0
 
 
 def options(*args):

@@ -16,7 +16,11 @@ are, and without which it circles.
 The value of `loss` is the sum of both. Each player sees the other as fixed, so the gradient of the
 sum is that of each, and one backward pass serves both: they move at once, not in turn (deviation).
 The generator moves in every `ratio`-th step. What makes rows after training is the mean of its past
-weights, `average`. A step with weights that are not finite is not taken.
+weights, `average`. What changes real rows, `augment`, changes made ones as well: else the generator
+learns to make changed ones (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN
+Training"). A step whose loss or new state is not finite is not taken.
+
+No value of these losses tells how good the made rows are; metrics/generated.py does.
 
 Features are the last hidden layer of the discriminator, whitened. `refresh` whitens and clusters;
 call it once, after training.
@@ -35,6 +39,8 @@ from deepclust_jax import augment as augmentation
 from deepclust_jax import losses, networks
 from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
+
+Change = Callable[[Key, Array], Array]  # of one row
 
 _SQUARES = 0.99  # b2 of Adam: the gradients of a game change
 _BLOCK = 1024  # rows that `embed` sees at once
@@ -71,6 +77,7 @@ class Nets(NamedTuple):
     encoder: Network  # rows -> features [b, m]
     discriminator: Network  # the same parameters: rows -> features, logits [b]
     generator: Network  # z [b, latent_dim] -> rows
+    change: Change | None = None  # of made rows, as of real ones
 
 
 def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
@@ -94,13 +101,16 @@ def loss(
 
     Metrics: the losses `discriminator` (without its penalty) and `generator`; `told`, the share of
     real and made rows that are told right, 0 to 1; `spread`, the deviation of made rows over that
-    of real ones, which falls to 0 where the generator collapses.
+    of real ones, which falls to 0 where the generator collapses. With "wasserstein" logits have no
+    zero of their own: they are taken from the middle between the means of both kinds.
     """
     del state
-    z_key, mix_key = jax.random.split(key)
+    z_key, mix_key, change_key = jax.random.split(key, 3)
     own, mask = params["encoder"], batch.mask
     z = jax.random.normal(z_key, (len(batch.x), config.latent_dim))
     made = nets.generator.apply(params["generator"], z)
+    if nets.change is not None:
+        made = jax.vmap(nets.change)(jax.random.split(change_key, len(made)), made)
     fixed = jax.lax.stop_gradient(made)
 
     def logits(own: Params, x: Array) -> Array:
@@ -111,6 +121,11 @@ def loss(
         losses.of_discriminator(real, fake, config.objective), mask
     )
     seen = logits(jax.lax.stop_gradient(own), made)
+    zero = jnp.float32(0.0)
+    if config.objective == "wasserstein":
+        means = losses.masked_mean(real, mask), losses.masked_mean(fake, mask)
+        zero = jax.lax.stop_gradient(0.5 * (means[0] + means[1]))
+        seen = seen - zero
     of_generator = losses.masked_mean(losses.of_generator(seen, config.objective), mask)
 
     def slope(x: Array) -> Array:
@@ -125,15 +140,22 @@ def loss(
     else:
         cost = 0.5 * slope(batch.x)
     penalty = config.penalty * losses.masked_mean(cost, mask)
-    told = 0.5 * losses.masked_mean((real > 0).astype(real.dtype) + (fake <= 0), mask)
-    variances = [losses.total_variance(x, mask) for x in (fixed, batch.x)]
+    told = 0.5 * losses.masked_mean((real > zero).astype(real.dtype) + (fake <= zero), mask)
     metrics = {
         "discriminator": of_discriminator,
         "generator": of_generator,
         "told": told,
-        "spread": jnp.sqrt(variances[0] / variances[1]),
+        "spread": jnp.sqrt(_variance(fixed, mask) / losses.total_variance(batch.x, mask)),
     }
     return of_discriminator + penalty + of_generator, metrics
+
+
+def _variance(x: Array, mask: Array) -> Array:
+    """Of the rows that count, summed over features; 0 where they are equal. -> []."""
+    rows = x.reshape(len(x), -1)
+    weights = mask[:, None] / jnp.maximum(jnp.sum(mask), 1.0)
+    mean = jnp.sum(weights * rows, axis=0, keepdims=True)
+    return jnp.sum(weights * (rows - mean) ** 2)
 
 
 def adam(rate: optax.ScalarOrSchedule, config: Config) -> optax.GradientTransformation:
@@ -153,19 +175,22 @@ def build(
     *,
     loss: Callable[..., tuple[Array, Metrics]] = loss,
     optimizer: optax.GradientTransformation | None = None,
-    augment: Callable[[Key, Array], Array] | None = None,
+    of_generator: optax.GradientTransformation | None = None,
+    augment: Change | None = None,
 ) -> Algorithm:
     """The algorithm for rows of the given shape.
 
-    `optimizer` replaces the Adam of the config, for both players. `augment` (key, one row) -> row
-    changes every real row before a step.
+    `optimizer` replaces the Adam of the config, for both players, or for the discriminator where
+    there is one `of_generator`, whose steps are those that the generator moves in. `augment` (key,
+    one row) -> row changes every real and made row; it must have a gradient.
 
     Raises:
         ValueError: an unknown objective or network, or more axes than features.
     """
     losses.check_adversarial(config.objective)
-    nets = build_nets(config, shape)
+    nets = build_nets(config, shape)._replace(change=augment)
     tx = optimizer or adam(config.learning_rate, config)
+    optimizers = {"encoder": tx, "generator": of_generator or tx}
     width = config.hidden[-1]
     if config.embed_dim > width:
         raise ValueError(
@@ -179,7 +204,7 @@ def build(
         generator = nets.generator.init(generator_key, z)
         params = {"encoder": nets.encoder.init(encoder_key, batch.x), "generator": generator}
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
-        opt_state = {name: tx.init(own) for name, own in params.items()}
+        opt_state = {name: optimizers[name].init(own) for name, own in params.items()}
         view = whitening.unfitted(width, config.embed_dim)
         return State(jnp.int32(0), params, opt_state, generator, view, kmeans.unit(centroids))
 
@@ -191,7 +216,9 @@ def build(
         )
         params, opt_state = {}, {}
         for name, own in state.params.items():
-            updates, opt_state[name] = tx.update(grads[name], state.opt_state[name], own)
+            updates, opt_state[name] = optimizers[name].update(
+                grads[name], state.opt_state[name], own
+            )
             params[name] = optax.apply_updates(own, updates)
         is_due = (state.step + 1) % config.ratio == 0
         memory = jnp.minimum(config.memory, (1.0 + state.step) / (10.0 + state.step))
@@ -199,7 +226,8 @@ def build(
             lambda past, now: memory * past + (1.0 - memory) * now,
             state.average, params["generator"],
         )  # fmt: skip
-        is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+        found = jax.tree.leaves((value, params, opt_state))
+        is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in found]).all()
 
         def taken(is_taken: Array, new: Params, old: Params) -> Params:
             return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), new, old)
@@ -211,7 +239,9 @@ def build(
             opt_state={n: taken(moves[n], opt_state[n], state.opt_state[n]) for n in moves},
             average=taken(moves["generator"], average, state.average),
         )
-        return state, {"loss": value, **metrics}
+        metrics = {"loss": value, **metrics}
+        metrics = {name: jnp.where(is_finite, own, 0.0) for name, own in metrics.items()}
+        return state, metrics | {"taken": is_finite.astype(value.dtype)}
 
     def features(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(

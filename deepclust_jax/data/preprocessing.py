@@ -14,6 +14,7 @@ from deepclust_jax.data.clips import Clips
 from deepclust_jax.data.errors import DataError
 
 KINDS = ("tabular", "image", "text", "audio")
+_FORMAT = 2  # of the file: with the type of the numbers
 JSON_FILE, ARRAYS_FILE = "preprocessing.json", "preprocessing.npz"
 
 
@@ -163,17 +164,31 @@ def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
 
 
 def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
-    """Raise DataError for pictures [n, h, w, c] whose values all but miss the range of those that
-    `p` was fitted on: in other units they would be labelled all the same, and wrongly."""
+    """Raise DataError for pictures [n, h, w, c] in other units than those that `p` was fitted on:
+    they would be labelled all the same, and wrongly.
+
+    That is where a thousandth of the values or more are half a span outside their range; or where
+    there are fractions, or levels of at most 16, for what was whole numbers or bytes. A value or
+    two far outside is a spot, and dark pictures are pictures.
+    """
     if p.kind != "image" or "span" not in p.arrays:
         return
     low, high = scalings.bounds(raw)
     offset, span = float(p.arrays["offset"]), float(p.arrays["span"])
-    if high > offset + 2.0 * span or low < offset - span or low < high < offset + span / 12.0:
+    most = scalings.FEW_LEVELS if raw.dtype == np.uint8 else 1.0
+    was_whole = offset.is_integer() and span.is_integer() and span >= 12.0 * most
+    are_smaller = was_whole and -most <= low < high <= most
+    if are_smaller or _share_outside(raw, offset - 0.5 * span, offset + 1.5 * span) >= 1e-3:
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found values of {low:g} to "
             f"{high:g}, which would be scaled wrongly; bring them to that range first"
         )
+
+
+def _share_outside(raw: np.ndarray, low: float, high: float) -> float:
+    """The share of values below or above."""
+    counts = [np.sum((raw[b] < low) | (raw[b] > high)) for b in arrays.row_blocks(raw.shape)]
+    return float(sum(counts)) / max(raw.size, 1)
 
 
 def _check_shape(p: Preprocessing, raw: np.ndarray) -> None:
@@ -209,7 +224,7 @@ def save(p: Preprocessing, folder: str | Path) -> None:
     """Write preprocessing.json and preprocessing.npz into an existing folder."""
     folder = Path(folder)
     np.savez(folder / ARRAYS_FILE, **p.arrays)
-    head = {"format": 1, "kind": p.kind, "settings": p.settings}
+    head = {"format": _FORMAT, "kind": p.kind, "settings": p.settings}
     (folder / JSON_FILE).write_text(json.dumps(head, sort_keys=True), encoding="utf-8")
 
 
@@ -223,6 +238,10 @@ def load(folder: str | Path) -> Preprocessing:
     except Exception as error:  # zip, JSON, NumPy and the file system each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"cannot read the preprocessing in {folder}: {reason}") from None
-    if not isinstance(head, Mapping) or head.get("format") != 1 or head.get("kind") not in KINDS:
-        raise DataError(f"{folder / JSON_FILE} is not a preprocessing file of format 1")
+    if (
+        not isinstance(head, Mapping)
+        or head.get("format") != _FORMAT
+        or head.get("kind") not in KINDS
+    ):
+        raise DataError(f"{folder / JSON_FILE} is not a preprocessing file of format {_FORMAT}")
     return Preprocessing(head["kind"], head["settings"], constants)

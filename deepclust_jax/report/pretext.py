@@ -1,5 +1,6 @@
 """What a network has learnt from labels that it made itself, beside the clusters it is used for."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +95,8 @@ _WIDEST = 4096  # numbers of a row whose covariances are compared: they take the
 def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarray:
     """Rows that the generator of each run makes, as many as there are or 5,000.
     -> [S, m, *shape]."""
-    own = run.gan_config(options, run.is_bounded(x))
+    trained_on = x[: len(x) - options.data.held_out]
+    own = run.gan_config(options, run.is_bounded(trained_on))
     nets = gan.build_nets(own, x.shape[1:])
     made = []
     for s, key in enumerate(run.seed_keys(options)):
@@ -103,15 +105,17 @@ def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarr
     return np.stack(made)
 
 
-def of_gan(made_by_run: np.ndarray, x: Any, labels: np.ndarray | None) -> dict[str, Any]:
+def compared(x: Any) -> np.ndarray:
+    """The numbers of the real rows that made ones are compared with: some of all. -> [m]."""
+    return np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
+
+
+def of_gan(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     """How the rows that each run made compare with real ones, in the rows' own numbers.
 
-    With labels also how many classes are made: a made row is of the class of the real row next to
-    it, and a class is there with a tenth or more of its share of the real rows. `collapsed` are the
-    runs whose made rows have less than a tenth of the deviation of real ones.
+    `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones.
     """
-    chosen = np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
-    real = np.asarray(x[chosen]).reshape(len(chosen), -1)
+    real = np.asarray(x[compared(x)]).reshape(-1, math.prod(x.shape[1:]))
     found: dict[str, list[float]] = {}
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         own = metrics.fidelity(real, made) if len(real) > 5 else {}
@@ -119,16 +123,24 @@ def of_gan(made_by_run: np.ndarray, x: Any, labels: np.ndarray | None) -> dict[s
         if real.shape[1] <= _WIDEST:
             own["frechet"] = metrics.frechet(real, made)
         own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
-        if labels is not None:
-            near = np.asarray(neighbors.nearest(real, 1, queries=made).index)[:, 0]
-            true, k = labels[chosen], labels.max() + 1
-            sizes, wanted = (np.bincount(y, minlength=k) for y in (true[near], true))
-            own["classes"] = float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))
         for name, value in own.items():
             found.setdefault(name, []).append(value)
     report: dict[str, Any] = {name: scores.summary(np.array(v)) for name, v in found.items()}
     collapsed = [s for s, value in enumerate(found["spread"]) if not value >= 0.1]
     return {"made": report, "compared": len(real), "collapsed": collapsed}
+
+
+def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
+    """How many classes each run makes: a made row is of the class of the real row next to it, and a
+    class is there with a tenth or more of its share of the real rows."""
+    chosen = compared(x)
+    real = np.asarray(x[chosen]).reshape(len(chosen), -1)
+    true, k, found = labels[chosen], labels.max() + 1, []
+    for made in made_by_run.reshape(len(made_by_run), len(real), -1):
+        near = np.asarray(neighbors.nearest(real, 1, queries=made).index)[:, 0]
+        sizes, wanted = (np.bincount(y, minlength=k) for y in (true[near], true))
+        found.append(float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0))))
+    return scores.summary(np.array(found))
 
 
 _GIVEN = 8  # tokens of a document that a text begins with

@@ -46,6 +46,11 @@ def write(
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
+    if options.method.method == "gan":
+        made = pretext.made_rows(options, dataset.x, trained)
+        game = pretext.of_gan(made, dataset.x)
+        if "coverage" in game["made"]:  # no loss of a game tells how far it came
+            objectives = 1.0 - np.array(game["made"]["coverage"]["values"])
     k = None if options.method.merge else options.data.n_clusters
     report = scores.score_population(labels_all, iter(z_all), objectives, labels, n_clusters=k)
     if options.method.merge:
@@ -78,8 +83,10 @@ def write(
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method == "gan":
-        made = pretext.made_rows(options, dataset.x, trained)
-        report["pretext"] = pretext.of_gan(made, dataset.x, labels)
+        if labels is not None:
+            game["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
+        game["diverged"] = diverged(folder)
+        report["pretext"] = game
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
@@ -251,6 +258,13 @@ def final_losses(folder: Path, n_seeds: int) -> np.ndarray:
     return np.zeros(n_seeds)
 
 
+def diverged(folder: Path) -> list[int]:
+    """The runs of a game that took no more than half of the steps of the last epoch: the others
+    had a loss or weights that are not finite, and the run stands where it was before them."""
+    taken = logs.read_metrics(folder).get("train", {}).get("taken")
+    return [] if taken is None else [s for s, share in enumerate(taken[-1]) if share <= 0.5]
+
+
 def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
     """Mean code of every cluster; the mean of all where one is empty. [n, d], [n] -> [k, d]."""
     counts = np.bincount(labels, minlength=n_clusters)
@@ -293,7 +307,7 @@ def _write_made(folder, dataset, trained, chosen, centroids, made) -> None:
         distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
         figures.sample_images(folder / "made.png", _Scaled(made), labels, distances)
     elif made.shape[1:] == (2,):
-        some = np.asarray(dataset.x[: len(made)])
+        some = np.asarray(dataset.x[pretext.compared(dataset.x)])
         figures.made_points(folder / "made.png", some, made)
 
 

@@ -86,6 +86,11 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
             lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
         if found["collapsed"]:
             lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
+        if found["diverged"]:
+            lines.append(
+                f"diverged, and stand where they were before: runs {found['diverged']}; lower "
+                "--learning-rate"
+            )
         return lines
     if "used" in found:
         used, agreement = (_row("", found[name], [], _percent)[1] for name in ("used", "agreement"))
