@@ -81,7 +81,7 @@ class Method:
     method: Literal[
         "autoencoder", "dcn", "dkm", "dec", "idec", "vade", "n2d", "contrastive", "info_max",
         "rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal",
-        "gan",
+        "gan", "info_gan", "cluster_gan", "bi_gan",
     ] = "dcn"  # fmt: skip
     """autoencoder: k-means on its code; n2d: a mixture on a neighbour graph of its code.
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
@@ -89,8 +89,9 @@ class Method:
     image was turned; mmdc: clusters of one size, trained together with them; deep_cluster: k-means
     on features that tell many small clusters of images apart; next_token: on those that tell how a
     text goes on; next_frame: how a sound does; cross_modal: on features on which the modalities of
-    a thing agree; gan: on those that tell rows from made ones. The others: network and centroids
-    trained together; dec without a decoder, vade with a mixture of Gaussians."""
+    a thing agree; gan: on those that tell rows from made ones; info_gan, cluster_gan and bi_gan: by
+    a code that rows are made from, which the discriminator or an encoder finds. The others: network
+    and centroids trained together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
     """Defaults of the options below: quick and good, or as published."""
@@ -120,12 +121,21 @@ class Method:
     objective: (
         Literal["information", "agreement", "invariance", "logistic", "hinge", "wasserstein"] | None
     ) = None
-    """Loss of info_max: information (IIC), agreement (SCAN) or invariance (IMSAT); of gan: logistic
-    (Goodfellow), hinge or wasserstein, whose discriminator has five steps for one."""
+    """Loss of info_max: information (IIC), agreement (SCAN) or invariance (IMSAT); of gan and its
+    kin: logistic (Goodfellow), hinge or wasserstein, whose discriminator has five steps for one."""
 
     penalty: float | None = None
-    """Weight of the gradient of the discriminator's logit (gan), the lower the finer the rows are:
-    on real rows (R1), with wasserstein its distance from 1 between real and made ones."""
+    """Weight of the gradient of the discriminator's logit (gan and its kin), the lower the finer
+    the rows are: on real rows (R1), with wasserstein its distance from 1 between real and made
+    ones."""
+
+    prior: tuple[float, ...] | None = None
+    """Sizes of the clusters, one for each, that rows are made from (info_gan, cluster_gan, bi_gan).
+    None: all the same."""
+
+    labelled_by: Literal["code", "kmeans"] | None = None
+    """What labels a row, of the same methods: the code that is found for it, or k-means on the
+    layer before."""
 
     sizes: Literal["free", "even", "prior"] | None = None
     """Sizes of clusters while centroids are trained (dcn, dkm, dec, idec). None: free. even: equal
@@ -160,7 +170,7 @@ class Network:
 
     embed_dim: int | None = None
     """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
-    mmdc, deep_cluster, next_token and next_frame 32."""
+    mmdc, deep_cluster, next_token, next_frame, gan and its kin 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -252,8 +262,10 @@ _PHOTO = {
 }
 _LIPSCHITZ = 10.0  # of --objective wasserstein, in every profile (Gulrajani et al. 2017)
 _GAN = {
-    "embed_dim": 32, "learning_rate": 1e-3, "decay": 1.0, "objective": "logistic",
+    "hidden": (256, 256), "embed_dim": 32, "epochs": 50, "learning_rate": 1e-3, "decay": 1.0,
+    "objective": "logistic",
 }  # fmt: skip
+_CODED_GAN = {**_GAN, "penalty": 1.0, "prior": None, "labelled_by": "code"}
 _NEXT_TOKEN = {
     "network": "gru", "hidden": (128,), "embed_dim": 32, "batch_size": 32,
     "learning_rate": 3e-3, "decay": 1.0,
@@ -298,7 +310,10 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "next_token": {**_NEXT_TOKEN, "epochs": 5},
         "next_frame": {**_NEXT_FRAME, "epochs": 20},
         "cross_modal": {**_PAIRS, "epochs": 20},
-        "gan": {**_GAN, "hidden": (256, 256), "epochs": 50, "penalty": 10.0},
+        "gan": {**_GAN, "penalty": 10.0},
+        "info_gan": _CODED_GAN,
+        "cluster_gan": _CODED_GAN,
+        "bi_gan": _CODED_GAN,
     },
     "paper": {
         "autoencoder": {
@@ -344,6 +359,16 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "next_frame": {**_NEXT_FRAME, "hidden": (512, 512, 512), "epochs": 100},
         "cross_modal": {**_PAIRS, "epochs": 200},
         "gan": {**_GAN, "hidden": (1200, 1200), "epochs": 500, "penalty": 0.0},
+        "info_gan": {**_CODED_GAN, "hidden": (1024, 1024), "epochs": 500, "penalty": 0.0},
+        "cluster_gan": {
+            **_CODED_GAN,
+            "hidden": (1024, 1024),
+            "epochs": 500,
+            "objective": "wasserstein",
+            "penalty": _LIPSCHITZ,
+            "learning_rate": 1e-4,
+        },  # fmt: skip
+        "bi_gan": {**_CODED_GAN, "hidden": (1024, 1024), "epochs": 400, "penalty": 0.0},
     },
 }
 
@@ -356,12 +381,13 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "photo": 8000, "rotation": 1000,
     "mmdc": 1000, "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
-    "gan": 3000,
+    "gan": 3000, "info_gan": 3000, "cluster_gan": 3000, "bi_gan": 3000,
 }  # fmt: skip
 
+_GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")
 _OBJECTIVES = {
     "info_max": ("information", "agreement", "invariance"),
-    "gan": ("logistic", "hinge", "wasserstein"),
+    **dict.fromkeys(_GAMES, ("logistic", "hinge", "wasserstein")),
 }
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
@@ -558,7 +584,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     is_usual = options.method.profile == "practical" and options.network.network in (None, "conv")
     if options.method.augment == "photo" and is_usual:
         defaults = defaults | _PHOTO.get(method, {})
-    if options.method.objective == "wasserstein" and method == "gan":
+    if options.method.objective == "wasserstein" and method in _GAMES:
         defaults = defaults | {"penalty": _LIPSCHITZ}  # without, that is no distance
     if options.network.network == "resnet":
         defaults = defaults | {"hidden": RESNET_18}
@@ -572,7 +598,10 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             defaults |= {"epochs": _AUTOENCODER["epochs"]}
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
-    own = ("metric", "weight", "alpha", "objective", "penalty", "sizes", "resets", "likelihood")
+    own = (
+        "metric", "weight", "alpha", "objective", "penalty", "prior", "labelled_by", "sizes",
+        "resets", "likelihood",
+    )  # fmt: skip
     for name in own:
         groups |= _filled(options, "method", name, defaults, method, groups)
     for name in ("network", "hidden", "embed_dim"):
@@ -734,7 +763,8 @@ def _defaults() -> str:
         f"{least['autoencoder']} steps of an autoencoder, {least['contrastive']} of contrastive "
         f"features ({least['photo']} of photographs), {least['rotation']} of rotation, mmdc and "
         f"deep_cluster, {least['next_token']} of next_token, next_frame and cross_modal, "
-        f"{least['gan']} of gan, and {least['joint']} of joint training. With --augment photo: "
+        f"{least['gan']} of gan and its kin, and {least['joint']} of joint training. With "
+        "--augment photo: "
         + "; ".join(
             f"{method} " + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in values.items())
             for method, values in _PHOTO.items()

@@ -224,6 +224,20 @@ class _Discriminator(nn.Module):
         return x, _dense(1, "float32")(x)[:, 0]
 
 
+class _PairDiscriminator(nn.Module):
+    kind: str
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x, code):
+        slope = partial(nn.leaky_relu, negative_slope=0.2)
+        features, _ = _Discriminator(self.kind, self.widths)(x)
+        x = jnp.concatenate([features, code], axis=1)
+        for width in (self.widths[-1], self.widths[-1]):
+            x = slope(_dense(width, "float32", 2.0)(x))
+        return _dense(1, "float32")(x)[:, 0]
+
+
 class _Generator(nn.Module):
     kind: str
     shape: tuple[int, ...]
@@ -426,6 +440,19 @@ def discriminator(kind: str, shape: tuple[int, ...], hidden: Sequence[int]) -> N
     """
     _check_kind(kind, shape, "float32", known=("mlp", "conv"))
     return _network(_Discriminator(kind, tuple(hidden)))
+
+
+def pair_discriminator(kind: str, shape: tuple[int, ...], hidden: Sequence[int]) -> Network:
+    """What tells rows beside their codes from made ones beside theirs. [b, *shape], [b, m] ->
+    logits [b] of being real.
+
+    The features of `discriminator` and the code, then two layers of the last width.
+
+    Raises:
+        ValueError: as `autoencoder`.
+    """
+    _check_kind(kind, shape, "float32", known=("mlp", "conv"))
+    return _network(_PairDiscriminator(kind, tuple(hidden)))
 
 
 def generator(

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepclust_jax import augment, checkpoint, config, resets, stream, train
+from deepclust_jax import augment, checkpoint, config, game, resets, stream, train
 from deepclust_jax.algorithms import (
     autoencoder,
+    bi_gan,
+    cluster_gan,
     contrastive,
     cross_modal,
     dcn,
@@ -25,6 +27,7 @@ from deepclust_jax.algorithms import (
     deep_cluster,
     dkm,
     gan,
+    info_gan,
     info_max,
     mmdc,
     n2d,
@@ -41,7 +44,8 @@ METHODS = {
     "autoencoder": autoencoder, "dcn": dcn, "dkm": dkm, "dec": dec, "idec": dec, "vade": vade,
     "n2d": n2d, "contrastive": contrastive, "info_max": info_max, "rotation": rotation,
     "mmdc": mmdc, "deep_cluster": deep_cluster, "next_token": next_token, "next_frame": next_frame,
-    "cross_modal": cross_modal, "gan": gan,
+    "cross_modal": cross_modal, "gan": gan, "info_gan": info_gan, "cluster_gan": cluster_gan,
+    "bi_gan": bi_gan,
 }  # fmt: skip
 PHASES = ("pretrain", "train")  # as their checkpoints and logs are called
 
@@ -52,6 +56,7 @@ FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 _DEVIATIONS = 0.05, 20.0
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _ON_PAIRS = ("contrastive", "info_max")
+GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")  # of generator and discriminator
 _WITH_BLOCKS = ("rotation", "mmdc", "deep_cluster")
 _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
@@ -96,6 +101,7 @@ class Restored(NamedTuple):
 
 # (phase, epochs done, epochs in all, metrics [S])
 OnEpoch = Callable[[str, int, int, dict[str, np.ndarray]], None]
+OnState = Callable[[int, int, State], None]  # (epochs done, epochs, state [S, ...])
 
 
 def platform() -> str:
@@ -125,7 +131,7 @@ def phases(
     """The phases of a method for data of shape [n, ...]; options as `config.resolve` leaves them.
 
     `filled` is the share of tokens that are no padding, of which next_token trains the faster the
-    less it is, and `is_bounded` whether rows are in 0..1, as what gan makes then is; they change no
+    less it is, and `is_bounded` whether rows are in 0..1, as what is made then is; they change no
     shape of a state.
 
     Raises:
@@ -177,11 +183,11 @@ def phases(
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method == "gan":
-        own = gan_config(options, is_bounded)
+    if method.method in GAMES:
+        own = game_config(options, is_bounded)
         rate = falling(training.learning_rate, training.epochs)
-        players = gan.adam(rate, own), gan.adam(lambda count: rate(count * own.ratio), own)
-        algorithm = gan.build(
+        players = game.adam(rate), game.adam(lambda count: rate(count * own.ratio))
+        algorithm = METHODS[method.method].build(
             own, shape[1:], optimizer=players[0], of_generator=players[1], augment=change
         )
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
@@ -240,10 +246,13 @@ def phases(
     return [start("pretrain", rate, epochs), joint]
 
 
-def gan_config(options: config.Options, is_bounded: bool) -> gan.Config:
-    """The settings of gan that the options name, for rows in 0..1 or others."""
+def game_config(options: config.Options, is_bounded: bool) -> Any:
+    """The settings that the options name of a method of GAMES, for rows in 0..1 or others."""
     method, network = options.method, options.network
-    return gan.Config(
+    coded = {} if method.method == "gan" else {
+        "prior": tuple(method.prior or ()), "labelled_by": method.labelled_by
+    }  # fmt: skip
+    return METHODS[method.method].Config(
         n_clusters=options.data.n_clusters,
         embed_dim=network.embed_dim,
         network=network.network,
@@ -253,6 +262,7 @@ def gan_config(options: config.Options, is_bounded: bool) -> gan.Config:
         penalty=method.penalty,
         ratio=5 if method.objective == "wasserstein" else 1,
         learning_rate=options.training.learning_rate,
+        **coded,
     )
 
 
@@ -301,6 +311,7 @@ def execute(
     pretrained: State | None = None,
     near: Any = None,
     on_epoch: OnEpoch | None = None,
+    on_state: OnState | None = None,
 ) -> Trained:
     """Train all seeds on rows x [n, ...].
 
@@ -312,6 +323,7 @@ def execute(
         pretrained: states [S] of a finished first phase, to be used instead of training one.
         near: what `partners` finds for the rows, where it is known already.
         on_epoch: called after every epoch.
+        on_state: the same, with the state, which is only valid during the call; of the last phase.
 
     Raises:
         ConfigError: `pretrained` for a method that has no pretraining, or unresolved options; or
@@ -330,7 +342,7 @@ def execute(
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
-    bounded = options.method.method == "gan" and is_bounded(x)
+    bounded = options.method.method in GAMES and is_bounded(x)
     todo = phases(options, tuple(x.shape), filled=filled, is_bounded=bounded)
     if options.data.scaling == "none" and not any(_begun(folder, phase) for phase in todo):
         _check_deviation(x)
@@ -356,9 +368,9 @@ def execute(
             else:
                 found = partners_by_features(*start, x) if phase.pairs else None
             seconds[phase.name] += time.perf_counter() - begin
-            fitted = _train(
-                phase, keys, x, found, options, state, store, seconds[phase.name], made, on_epoch
-            )
+            watch = on_state if i == len(todo) - 1 else None
+            hook = _epoch_hook(phase, store, seconds[phase.name], made, on_epoch, watch)
+            fitted = _train(phase, keys, x, found, options, state, store, hook)
             state = fitted.state
             seconds[phase.name] += fitted.seconds
             compile_seconds[phase.name] = fitted.compile_seconds
@@ -544,8 +556,8 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in _WITH_BLOCKS:
         return _check_blocks(method.method, network, row)
-    if method.method == "gan":
-        _check_gan(network)
+    if method.method in GAMES:
+        _check_game(options)
     if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
     if method.method == "cross_modal":
@@ -559,14 +571,22 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
 
 
-def _check_gan(network: config.Network) -> None:
+def _check_game(options: config.Options) -> None:
+    method, network = options.method, options.network
     if network.precision != "float32":
-        raise config.ConfigError("--method gan needs --precision float32, found bfloat16")
-    if network.embed_dim > network.hidden[-1]:
+        raise config.ConfigError(
+            f"--method {method.method} needs --precision float32, found bfloat16"
+        )
+    if method.method == "gan" and network.embed_dim > network.hidden[-1]:
         raise config.ConfigError(
             f"expected --embed-dim <= {network.hidden[-1]}, the last of --hidden, found "
             f"{network.embed_dim}"
         )
+    if method.prior and options.data.n_clusters is not None:
+        try:
+            game.prior_of(method.prior, options.data.n_clusters)
+        except ValueError as error:
+            raise config.ConfigError(f"--prior: {error}") from None
 
 
 def _check_parts(options: config.Options, row: tuple[int, ...]) -> None:
@@ -674,7 +694,7 @@ def falling_rate(rate: float, steps: int, decay: float) -> optax.Schedule:
     return optax.join_schedules([optax.constant_schedule(rate), line], [steps - last])
 
 
-def _train(phase, keys, x, near, options, before, store, seconds, made, on_epoch) -> train.Fit:
+def _train(phase, keys, x, near, options, before, store, on_epoch) -> train.Fit:
     """Train one phase from its newest checkpoint, or from the state of the phase before it."""
     batch_size = options.training.batch_size
     phase_keys = own_keys(phase, keys)
@@ -698,7 +718,7 @@ def _train(phase, keys, x, near, options, before, store, seconds, made, on_epoch
             state=state,
             refresh_every=phase.refresh_every,
             refresh_at_end=phase.cluster,
-            on_epoch=_epoch_hook(phase, store, seconds, made, on_epoch),
+            on_epoch=on_epoch,
         )
     except train.Diverged as error:
         rate = "pretrain-learning-rate" if phase.name == "pretrain" else "learning-rate"
@@ -735,13 +755,15 @@ def _save(store: Path, state: State, seconds: float, made, *, epochs: int | None
     checkpoint.save(store, state, step=int(state.step[0]), metadata=known)
 
 
-def _epoch_hook(phase: Phase, store, before: float, made, on_epoch: OnEpoch | None):
+def _epoch_hook(phase: Phase, store, before: float, made, on_epoch, on_state):
     start = saved = time.monotonic()
 
     def hook(epoch, state, metrics):
         nonlocal saved
         if on_epoch is not None:
             on_epoch(phase.name, epoch, phase.epochs, metrics)
+        if on_state is not None:
+            on_state(epoch, phase.epochs, state)
         if store is not None and time.monotonic() - saved > _SAVE_EVERY:
             _save(store, jax.device_get(state), before + time.monotonic() - start, made)
             saved = time.monotonic()

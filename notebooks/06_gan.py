@@ -73,7 +73,9 @@ def watch(epoch, state, terms):
     """Keep what the generator of the first seed makes, now and then."""
     if epoch in (1, RING // 10, RING):
         first = jax.tree.map(lambda leaf: leaf[0], state)
-        made[epoch] = np.asarray(gan.generate(keys[0], first, len(points), nets, small))
+        made[epoch] = np.asarray(
+            gan.generate(first, gan.latents(keys[0], len(points), small), nets)
+        )
 
 
 ring = train.fit(keys, game, points, epochs=RING, batch_size=512, refresh_every=0, on_epoch=watch)
@@ -93,7 +95,7 @@ for found in made.values():
 # %%
 for s in range(N_SEEDS):
     own = jax.tree.map(lambda leaf, s=s: leaf[s], ring.state)
-    rows = np.asarray(gan.generate(keys[s], own, len(points), nets, small))
+    rows = np.asarray(gan.generate(own, gan.latents(keys[s], len(points), small), nets))
     shown = {name: round(value, 2) for name, value in metrics.fidelity(points, rows).items()}
     print(f"seed {s}: {shown}, Fréchet distance {metrics.frechet(points, rows):.4f}")
 
@@ -122,7 +124,7 @@ for name in ("told", "spread"):
 
 # %%
 first = jax.tree.map(lambda leaf: leaf[0], played.state)
-fakes = np.asarray(gan.generate(keys[0], first, len(x), nets, config))
+fakes = np.asarray(gan.generate(first, gan.latents(keys[0], len(x), config), nets))
 z = pictures.embed(first, jnp.asarray(fakes))
 clusters = np.asarray(pictures.assign(first, z))
 sqdist = np.min(np.sum((np.asarray(z)[:, None] - first.centroids[None]) ** 2, axis=2), axis=1)

@@ -33,7 +33,10 @@ README = ROOT / "README.md"
 # Their network is small, and products are float32.
 _ON_PAIRS = ("contrastive", "info_max")
 # Networks of their own, from which nothing else starts.
-_OWN = ("rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal", "gan")
+_OWN = (
+    "rotation", "mmdc", "deep_cluster", "next_token", "next_frame", "cross_modal", "gan",
+    "info_gan", "cluster_gan", "bi_gan",
+)  # fmt: skip
 # The second modality of the data sets that have one.
 PARTNERS = {"mnist_of_fsdd": "fsdd", "emoji": "emoji_names"}
 _AUGMENTED = ("affine", "photo", "speech", "each", "noise")
@@ -49,7 +52,8 @@ Row = Literal[
     "info_max-speech", "contrastive-photo", "info_max-photo", "n2d-merge",
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
     "mmdc-affine", "mmdc-photo", "deep_cluster", "deep_cluster-affine", "next_token",
-    "next_frame", "cross_modal", "cross_modal-each", "gan",
+    "next_frame", "cross_modal", "cross_modal-each", "gan", "info_gan", "info_gan-affine",
+    "cluster_gan", "cluster_gan-affine", "bi_gan",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -59,7 +63,8 @@ ROWS: tuple[Row, ...] = (
     "info_max-affine", "contrastive-speech", "info_max-speech", "contrastive-photo",
     "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
-    "cross_modal-each", "gan", "autoencoder-paper",
+    "cross_modal-each", "gan", "info_gan", "info_gan-affine", "cluster_gan", "cluster_gan-affine",
+    "bi_gan", "autoencoder-paper",
 )  # fmt: skip
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
@@ -211,7 +216,6 @@ def cell_options(dataset: Any, row: str) -> Any:
                 merge="merge" in changes,
             ),
             network=config.Network(
-                network="conv" if method == "gan" and len(dataset.x.shape) == 4 else None,
                 precision="float32" if is_float32 else "bfloat16",
             ),
             run=config.Run(seeds=1),
@@ -454,8 +458,8 @@ def quality_table() -> str:
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
         "features. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and those "
-        "marked float32. gan has convolutions where there are images. "
+        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
+        "those marked float32. "
         "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
         "together; a cpu has 2 cores, and often did other work beside. "
         f"jax {', '.join(made)}.",

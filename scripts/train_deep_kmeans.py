@@ -8,12 +8,14 @@
 What scores to expect is in the README, written there by scripts/reproduce.py.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepclust_jax import config
@@ -24,7 +26,8 @@ OF_A_RUN = {
     "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
     "preprocessing.json", "preprocessing.npz", "partner", "cluster_sizes.png", "confusion.png",
     "embedding_map.png", "samples.png", "samples.md", "training.png",
-    "made.npy", "made.png",
+    "made.npy", "made.png", "walk.png", "film.gif", "frames",
+    "made.jsonl",
 }  # fmt: skip
 
 
@@ -47,17 +50,25 @@ def main(args: list[str] | None = None) -> int:
         return 2
 
 
-def main_of(method: str, args: list[str] | None) -> int:
-    """`main` of a script of one method, which takes no other."""
+def main_of(methods: Sequence[str], args: list[str] | None) -> int:
+    """`main` of a script of one method, or of some of which the first is trained unless another is
+    given."""
     args = sys.argv[1:] if args is None else args
-    if any(arg.split("=")[0] == "--method" for arg in args):
-        print(
-            f"error: expected no --method, which is {method} here; use train_deep_kmeans.py for "
-            "others",
-            file=sys.stderr,
-        )
-        return 2
-    return main(["--method", method, *args])
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--method")
+    found = finder.parse_known_args(args)[0].method
+    if found is None:
+        return main(["--method", methods[0], *args])
+    if found in methods and len(methods) > 1:
+        return main(args)
+    wanted = f"--method {', '.join(methods)}"
+    if len(methods) == 1:
+        wanted = f"no --method, which is {methods[0]} here"
+    print(
+        f"error: expected {wanted}, found {found}; use train_deep_kmeans.py for others",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def train_and_report(given: config.Options, options: config.Options) -> int:
@@ -68,7 +79,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
     start_jax(options)
     from deepclust_jax import run
-    from deepclust_jax.report import logs, run_directory, tables
+    from deepclust_jax.report import film, logs, run_directory, tables
 
     loaded = run_directory.load(options.data)
     dataset, labels = loaded.dataset, loaded.labels
@@ -106,7 +117,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
                 report_epoch(phase, epoch, epochs, metrics)
 
             store = folder / "checkpoint"
-            trained = run.execute(options, rows, folder=store, on_epoch=on_epoch)
+            watch = film.watcher(folder, options, rows)
+            trained = run.execute(options, rows, folder=store, on_epoch=on_epoch, on_state=watch)
         with status(f"writing the report to {folder}"):
             report = run_directory.write(folder, options, trained, loaded)
     except KeyboardInterrupt:

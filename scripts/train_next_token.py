@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     from train_deep_kmeans import main_of
 
-    return main_of("next_token", args)
+    return main_of(("next_token",), args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     from train_deep_kmeans import main_of
 
-    return main_of("rotation", args)
+    return main_of(("rotation",), args)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 from deepclust_jax import checkpoint, train
 from deepclust_jax.algorithms import (
     autoencoder,
+    bi_gan,
+    cluster_gan,
     contrastive,
     cross_modal,
     dcn,
@@ -20,6 +22,7 @@ from deepclust_jax.algorithms import (
     deep_cluster,
     dkm,
     gan,
+    info_gan,
     info_max,
     mmdc,
     n2d,
@@ -61,6 +64,9 @@ ALGORITHMS = {
         deep_cluster.Config(**SMALL, n_classes=8, n_init=2),
     ),
     "gan": (gan, gan.Config(**SMALL, latent_dim=4, n_init=2)),
+    "info_gan": (info_gan, info_gan.Config(**SMALL, latent_dim=4, n_init=2)),
+    "cluster_gan": (cluster_gan, cluster_gan.Config(**SMALL, latent_dim=4, n_init=2)),
+    "bi_gan": (bi_gan, bi_gan.Config(**SMALL, latent_dim=4, n_init=2)),
     "next_token": (
         next_token,
         next_token.Config(3, 2, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),
@@ -84,8 +90,9 @@ ALGORITHMS = {
         ),
     ),
 }
+GAMES = (gan, info_gan, cluster_gan, bi_gan)
 # What they cluster once, and no epoch needs.
-AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal, gan)
+AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal, *GAMES)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
 KEY = jax.random.key(3)
 X = np.asarray(
@@ -335,7 +342,7 @@ def test_training_improves_the_loss(case):
     module, config, x, algorithm = case
     found = fit(module, KEY, algorithm, x, epochs=30, batch_size=BATCH)
     name = "reconstruction" if "reconstruction" in found.metrics else "loss"
-    if module is gan:  # of two players, what one gains the other loses; this one is first
+    if module in GAMES:  # of two players, what one gains the other loses; this one is first
         name = "discriminator"
     assert found.metrics[name][-1] < 0.9 * found.metrics[name][0]
 

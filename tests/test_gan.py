@@ -242,7 +242,7 @@ def test_all_modes_of_a_ring_are_made():
     algorithm = gan.build(config, (2,))
     found = train.fit(KEY, algorithm, x, epochs=100, refresh_every=0)
     nets = gan.build_nets(config, (2,))
-    made = np.asarray(gan.generate(KEY, found.state, 2000, nets, config))
+    made = np.asarray(gan.generate(found.state, gan.latents(KEY, 2000, config), nets))
     angle = 2.0 * np.pi * np.arange(8) / 8
     centres = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     gaps = np.linalg.norm(made[:, None] - centres[None], axis=2)

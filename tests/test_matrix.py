@@ -14,7 +14,7 @@ from deepclust_jax.clustering import graph_embedding, kmeans, mixture
 WIDTH, K = 4, 3
 FRONT_ENDS = (
     "autoencoder", "contrastive", "rotation", "mmdc", "deep_cluster", "next_token",
-    "next_frame", "cross_modal", "gan",
+    "next_frame", "cross_modal", "gan", "info_gan", "cluster_gan", "bi_gan",
 )  # fmt: skip
 TRAINED = ("dcn", "dkm", "idec", "vade", "n2d", "contrastive", "info_max")
 # Built once: each program is compiled once, for the codes of all front ends.

@@ -10,7 +10,7 @@ import pytest
 from test_scripts import CLUSTER, ROOT, done, refused, script
 
 from deepclust_jax import config, run
-from deepclust_jax.report import pretext, tables
+from deepclust_jax.report import film, pretext, tables
 from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -36,6 +36,12 @@ def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
     ]  # fmt: skip
     assert found["collapsed"] == found["diverged"] == []
     assert all(len(score["values"]) == 2 for score in found["made"].values())
+    judge = found["judged"]
+    assert judge["accuracy"] > 0.8 and 1 <= max(judge["made"]["classes"]["values"]) <= 10
+    assert list(found["over_training"]) == ["1", "2"]
+    assert found["over_training"]["2"]["frechet"] > 0
+    assert "by the features of a classifier that is right on" in printed
+    assert "run 0, after epoch 1: frechet" in printed
     assert "200 made rows beside as many real ones:" in printed
     assert f"  coverage [%] {100 * found['made']['coverage']['mean']:.1f} ± " in printed
 
@@ -63,7 +69,7 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     labels = np.repeat(np.arange(3), 30)
     x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 2)))
     made = np.stack([x, np.repeat(x[:1], 90, axis=0)])
-    found = pretext.of_gan(made, x)
+    found = pretext.of_game(made, x)
     assert pretext.classes_made(made, x, labels)["values"] == [3.0, 1.0]
     assert found["made"]["coverage"]["values"][0] == 1.0
     assert found["made"]["coverage"]["values"][1] < 0.2
@@ -71,11 +77,11 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     assert found["made"]["spread"]["values"] == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found["collapsed"] == [1]
     assert "frechet" in found["made"]
-    shown = tables._pretext(found | {"diverged": [0]})
+    shown = tables._pretext(found | {"diverged": [0], "over_training": {}})
     assert "collapsed, made rows are all alike: runs [1]" in shown
     assert shown[-1].startswith("diverged, and stand where they were before: runs [0]; lower")
-    monkeypatch.setattr(pretext, "_WIDEST", 1)
-    assert "frechet" not in pretext.of_gan(made, x)["made"]
+    monkeypatch.setattr(pretext, "WIDEST", 1)
+    assert "frechet" not in pretext.of_game(made, x)["made"]
 
 
 def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
@@ -137,10 +143,10 @@ def options(*args):
 def test_options_reach_the_algorithm():
     given = options("--objective", "wasserstein", "--penalty", "3", "--hidden", "9", "7",
                     "--embed-dim", "5", "--learning-rate", "0.5")  # fmt: skip
-    own = run.gan_config(given, is_bounded=True)
+    own = run.game_config(given, is_bounded=True)
     assert (own.objective, own.penalty, own.ratio, own.hidden) == ("wasserstein", 3.0, 5, (9, 7))
     assert (own.n_clusters, own.embed_dim, own.learning_rate) == (3, 5, 0.5) and own.is_bounded
-    plain = run.gan_config(options(), is_bounded=False)
+    plain = run.game_config(options(), is_bounded=False)
     assert (plain.objective, plain.penalty, plain.ratio) == ("logistic", 10.0, 1)
 
 
@@ -174,4 +180,67 @@ def test_objectives_of_gan_are_none_of_info_max():
 
 
 def test_another_method_is_refused(tmp_path):
-    assert "expected no --method, which is gan here" in refused(GAN, "--method", "dcn")
+    printed = refused(GAN, "--method", "dcn")
+    assert "expected --method gan, info_gan, cluster_gan, bi_gan, found dcn; use" in printed
+
+
+@pytest.mark.parametrize("method", ["info_gan", "cluster_gan", "bi_gan"])
+def test_methods_with_a_code(method, tmp_path):
+    """From the command line: rows of each cluster are drawn, and new rows labelled by the code."""
+    out = tmp_path / "run"
+    args = ["--method", method, "--limit", "120", "--prior", *"1111111112"]
+    done(GAN, *SMALL, *args, "--augment", "affine", "--out", out)
+    found = json.loads((out / "report.json").read_text())
+    assert "coverage" in found["pretext"]["made"]
+    for name in ("made.png", "walk.png", "film.gif"):
+        assert (out / name).stat().st_size > 500, name
+    assert sorted(f.name for f in (out / "frames").iterdir()) == ["000001.png", "000002.png"]
+    done(CLUSTER, out, "digits", "--limit", "120", "--labels-out", tmp_path / "l.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "l.npy"), np.load(out / "labels.npy"))
+
+
+def test_a_film_has_the_frames_of_the_same_latents(run_of_digits):
+    from PIL import Image
+
+    out, _ = run_of_digits
+    frames = sorted((out / "frames").iterdir())
+    with Image.open(out / "film.gif") as film:
+        assert film.n_frames == len(frames) == 2
+    first, last = (np.asarray(Image.open(frame)) for frame in frames)
+    assert first.shape == last.shape and (first != last).any()
+    with Image.open(out / "walk.png") as walk:
+        assert walk.size[0] == walk.size[1]  # ten steps from each of ten
+
+
+def test_a_walk_begins_and_ends_at_its_latents():
+    """Of gan on a circle, so that all on the way is as long as the ends; of codes in a line."""
+    given = options("--method", "info_gan")
+    z = np.zeros((1, 64 + 3), np.float32)
+    z[0, :64] = np.arange(64)
+    seen = []
+    maker = pretext.Maker(lambda key, n, *clusters: jnp.asarray(z), lambda z: seen.append(z) or z)
+    film.walks(maker, jax.random.key(0), given)
+    way = np.asarray(seen[0]).reshape(3, 10, 67)
+    np.testing.assert_allclose(way[:, :, :64], np.broadcast_to(z[0, :64], (3, 10, 64)))
+    np.testing.assert_allclose(way[:, 0, 64:], np.eye(3))
+    np.testing.assert_allclose(way[:, -1, 64:], np.roll(np.eye(3), -1, axis=0))
+    ends = jax.random.normal(jax.random.key(0), (10, 5))
+    maker = maker._replace(latents=lambda key, n: ends)
+    film.walks(maker, jax.random.key(0), options())
+    way = np.asarray(seen[1]).reshape(10, 10, 5)
+    np.testing.assert_allclose(way[:, 0], ends, atol=1e-6)
+    np.testing.assert_allclose(way[:, -1], np.roll(ends, -1, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--prior", "1", "2"], "--prior: expected a prior of 3 sizes > 0, one for each cluster"),
+        (["--prior", "1", "2", "0"], "--prior: expected a prior of 3 sizes > 0"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_refused(args, words):
+    with pytest.raises(config.ConfigError, match=words):
+        run.phases(options("--method", "cluster_gan", *args), (50, 8))
+    with pytest.raises(config.ConfigError, match="is no option of --method gan"):
+        options("--prior", "1", "1", "1")

@@ -122,6 +122,7 @@ def sample_images(
     distances: np.ndarray,
     *,
     per_cluster: int = 10,
+    title: str = "nearest to the centroid",
 ) -> None:
     """Write one row per cluster: its images nearest to the centroid, the nearest first.
 
@@ -153,8 +154,17 @@ def sample_images(
         axes.text(-8, y, f"n = {sizes[k]}", va="center", ha="right", fontsize=7, color="0.35")
     axes.set_axis_off()
     more = f" (clusters 0 to {len(shown) - 1} of {len(chosen)})" if shown != chosen else ""
-    axes.set_title(f"nearest to the centroid{more}", fontsize=8, loc="left")
+    axes.set_title(f"{title}{more}", fontsize=8, loc="left")
     _save(figure, path)
+
+
+def grid(path: str | os.PathLike, images: np.ndarray, n_columns: int) -> None:
+    """Write images [n, h, w, 1 or 3] row by row, and nothing else."""
+    from PIL import Image
+
+    size = int(np.clip(np.sqrt(250_000 / max(len(images), 1)), 12, 48))
+    picture = tiles.mosaic(tiles.square(images, size), n_columns)
+    Image.fromarray(picture).save(path)
 
 
 def made_points(path: str | os.PathLike, real: np.ndarray, made: np.ndarray) -> None:

@@ -185,6 +185,17 @@ def write_images(folder: str | os.PathLike, paths: Iterable[str | os.PathLike]) 
             writer.add_image(path.stem, pixels, dataformats="HWC")
 
 
+def write_frames(folder: str | os.PathLike, frames: Mapping[int, str | os.PathLike]) -> None:
+    """Show PNG files by epoch in TensorBoard's image tab, as one picture with a slider."""
+    from PIL import Image
+
+    with _writer(Path(folder) / "tensorboard" / "film") as writer:
+        for epoch, path in frames.items():
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            writer.add_image("film", pixels, global_step=epoch, dataformats="HWC")
+
+
 def _writer(board: Path) -> Any:
     from tensorboardX import SummaryWriter
 

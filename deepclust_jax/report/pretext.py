@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import config, metrics, run, train
-from deepclust_jax.algorithms import deep_cluster, gan, next_token, rotation
+from deepclust_jax.algorithms import deep_cluster, next_token, rotation
 from deepclust_jax.clustering import kmeans, neighbors
 from deepclust_jax.data import Dataset, tokens
+from deepclust_jax.metrics import classifier
 from deepclust_jax.report import scores
 
 _BLOCK, _DOCUMENTS = 4096, 128  # images and documents at a time
@@ -88,20 +89,37 @@ def of_cross_modal(
     return {"modalities": [{"shape": s, "external": scores.external(c, labels)} for s, c in each]}
 
 
+_LEARNT = 2**16  # rows at most that the classifier learns
 _MADE = 5000  # rows, and as many real ones that they are compared with
-_WIDEST = 4096  # numbers of a row whose covariances are compared: they take the cube in time
+WIDEST = 4096  # numbers of a row whose covariances are compared: they take the cube in time
+
+
+class Maker(NamedTuple):
+    """The generator of one run, by what rows are made of."""
+
+    latents: Callable[..., jax.Array]  # (key, n) or, with a code, (key, n, clusters) -> z [n, m]
+    make: Callable[[jax.Array], np.ndarray]  # z [n, m] -> rows [n, *shape]
+
+
+def maker(options: config.Options, x: Any, state: Any) -> Maker:
+    """The generator of a state [], for rows x of which the last may have been held out."""
+    module = run.METHODS[options.method.method]
+    trained_on = x[: len(x) - options.data.held_out]
+    own = run.game_config(options, run.is_bounded(trained_on))
+    nets = module.build_nets(own, x.shape[1:])
+    return Maker(
+        lambda key, n, *clusters: module.latents(key, n, own, *clusters),
+        lambda z: np.asarray(module.generate(state, z, nets)),
+    )
 
 
 def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarray:
     """Rows that the generator of each run makes, as many as there are or 5,000.
     -> [S, m, *shape]."""
-    trained_on = x[: len(x) - options.data.held_out]
-    own = run.gan_config(options, run.is_bounded(trained_on))
-    nets = gan.build_nets(own, x.shape[1:])
     made = []
     for s, key in enumerate(run.seed_keys(options)):
-        state = jax.tree.map(lambda leaf, s=s: leaf[s], trained.state)
-        made.append(np.asarray(gan.generate(key, state, min(_MADE, len(x)), nets, own)))
+        own = maker(options, x, jax.tree.map(lambda leaf, s=s: leaf[s], trained.state))
+        made.append(own.make(own.latents(key, min(_MADE, len(x)))))
     return np.stack(made)
 
 
@@ -110,7 +128,7 @@ def compared(x: Any) -> np.ndarray:
     return np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
 
 
-def of_gan(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
+def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     """How the rows that each run made compare with real ones, in the rows' own numbers.
 
     `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones.
@@ -120,7 +138,7 @@ def of_gan(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         own = metrics.fidelity(real, made) if len(real) > 5 else {}
         own["copies"] = metrics.memorised(real, made)
-        if real.shape[1] <= _WIDEST:
+        if real.shape[1] <= WIDEST:
             own["frechet"] = metrics.frechet(real, made)
         own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
         for name, value in own.items():
@@ -141,6 +159,28 @@ def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[st
         sizes, wanted = (np.bincount(y, minlength=k) for y in (true[near], true))
         found.append(float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0))))
     return scores.summary(np.array(found))
+
+
+def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
+    """How the rows that each run made compare with real ones by the features of a classifier that
+    saw all labels, which decide nothing: the measures of `of_game`, and how many classes it finds
+    among made rows, each with a tenth or more of its share of real ones."""
+    learnt = np.linspace(0, len(x) - 1, min(_LEARNT, len(x))).astype(int)
+    judge = classifier.fit(jax.random.key(0), x[learnt], labels[learnt])
+    chosen = compared(x)
+    real, true = classifier.features(judge, x[chosen]), labels[chosen]
+    found: dict[str, list[float]] = {}
+    for made in made_by_run:
+        z = classifier.features(judge, made)
+        own = metrics.fidelity(real, z) if len(real) > 5 else {}
+        own["frechet"] = metrics.frechet(real, z)
+        kinds = classifier.classes(judge, made), true
+        sizes, wanted = (np.bincount(y, minlength=judge.n_classes) for y in kinds)
+        own["classes"] = float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))
+        for name, value in own.items():
+            found.setdefault(name, []).append(value)
+    measures = {name: scores.summary(np.array(v)) for name, v in found.items()}
+    return {"accuracy": judge.accuracy, "made": measures}
 
 
 _GIVEN = 8  # tokens of a document that a text begins with

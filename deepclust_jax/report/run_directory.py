@@ -17,6 +17,7 @@ from deepclust_jax.report import (
     baselines,
     environment,
     figures,
+    film,
     logs,
     pretext,
     scores,
@@ -46,9 +47,9 @@ def write(
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives = final_losses(folder, len(labels_all))
-    if options.method.method == "gan":
+    if options.method.method in run.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
-        game = pretext.of_gan(made, dataset.x)
+        game = pretext.of_game(made, dataset.x)
         if "coverage" in game["made"]:  # no loss of a game tells how far it came
             objectives = 1.0 - np.array(game["made"]["coverage"]["values"])
     k = None if options.method.merge else options.data.n_clusters
@@ -82,10 +83,13 @@ def write(
         report["pretext"] = pretext.of_deep_cluster(trained)
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
-    if options.method.method == "gan":
+    if options.method.method in run.GAMES:
         if labels is not None:
             game["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
+            if len(labels) >= 5 and labels.max() > 0:
+                game["judged"] = pretext.judged(made, dataset.x, labels)
         game["diverged"] = diverged(folder)
+        game["over_training"] = film.measures(folder)
         report["pretext"] = game
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
@@ -114,8 +118,8 @@ def write(
             folder / "samples.md", shown.raw, found, distances,
             words=report["words"], written=written,
         )  # fmt: skip
-    if options.method.method == "gan":
-        _write_made(folder, dataset, trained, chosen, centroids, made[chosen])
+    if options.method.method in run.GAMES:
+        _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
         "options": {k: v for k, v in config.flatten(options).items() if k not in run.FREE},
@@ -297,18 +301,31 @@ def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> N
     logs.write_images(folder, sorted(folder.glob("*.png")))
 
 
-def _write_made(folder, dataset, trained, chosen, centroids, made) -> None:
-    """made.npy, the rows that the run kept made, and made.png: of images some of each cluster, of
-    tables with two columns where they lie."""
+def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> None:
+    """What the run kept makes: made.npy, rows; made.png, of pictures some of each cluster, by the
+    code they are made from where there is one, of tables with two columns where they lie; walk.png,
+    pictures from one latent to the next; and the film."""
     np.save(folder / "made.npy", made)
-    if dataset.kind == "image" and made.shape[-1] in (1, 3):
-        kept = jax.tree.map(lambda leaf: leaf[chosen][None], trained.state)
-        z, labels = (found[0] for found in train.embed(trained.algorithm, kept, made))
-        distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
-        figures.sample_images(folder / "made.png", _Scaled(made), labels, distances)
-    elif made.shape[1:] == (2,):
+    if made.shape[1:] == (2,):
         some = np.asarray(dataset.x[pretext.compared(dataset.x)])
         figures.made_points(folder / "made.png", some, made)
+    if dataset.kind != "image" or made.shape[-1] not in (1, 3):
+        return
+    state = jax.tree.map(lambda leaf: leaf[chosen], trained.state)
+    maker, key = pretext.maker(options, dataset.x, state), run.seed_keys(options)[chosen]
+    title = "of made ones, nearest to the centroid"
+    if options.method.method == "gan":
+        own = jax.tree.map(lambda leaf: leaf[None], state)
+        z, labels = (found[0] for found in train.embed(trained.algorithm, own, made))
+        distances = np.sum((z - centroids[labels]) ** 2, axis=-1)
+    else:
+        z = film.latents(maker, key, options)
+        made, title = maker.make(z), "made from the code of each cluster"
+        labels = np.asarray(z[:, -options.data.n_clusters :].argmax(axis=1))
+        distances = np.zeros(len(made))
+    figures.sample_images(folder / "made.png", _Scaled(made), labels, distances, title=title)
+    figures.grid(folder / "walk.png", film.walks(maker, key, options), 10)
+    film.write(folder)
 
 
 class _Scaled:

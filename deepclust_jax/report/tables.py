@@ -62,6 +62,23 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
     return [*_align(rows), ""]
 
 
+def _measures(made: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, score in made.items():
+        is_share = name in ("precision", "recall", "coverage")
+        text, unit = (_percent, " [%]") if is_share else (_number, "")
+        lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
+    return lines
+
+
+def _some(by_epoch: Mapping[str, Any], most: int = 5) -> list[tuple[str, Any]]:
+    """The first, the last, and some between."""
+    every = list(by_epoch.items())
+    return [
+        every[i] for i in sorted({round(j * (len(every) - 1) / (most - 1)) for j in range(most)})
+    ]
+
+
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
     """What each modality says alone, how well texts are told, what became of the classes of
     deep_cluster, how made rows compare with real ones, or how well turns are told, in all and by
@@ -80,10 +97,17 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         ]
     if "made" in found:
         lines = [f"{found['compared']:,} made rows beside as many real ones:"]
-        for name, score in found["made"].items():
-            is_share = name in ("precision", "recall", "coverage")
-            text, unit = (_percent, " [%]") if is_share else (_number, "")
-            lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
+        lines += _measures(found["made"])
+        if "judged" in found:
+            accuracy = _percent(found["judged"]["accuracy"])
+            lines.append(f"by the features of a classifier that is right on {accuracy} %:")
+            lines += _measures(found["judged"]["made"])
+        if found["over_training"]:
+            by_epoch = "; ".join(
+                f"{epoch}: " + " ".join(f"{n} {_number(v)}" for n, v in own.items())
+                for epoch, own in _some(found["over_training"])
+            )
+            lines.append(f"run 0, after epoch {by_epoch}")
         if found["collapsed"]:
             lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
         if found["diverged"]:

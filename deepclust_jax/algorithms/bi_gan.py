@@ -1,0 +1,217 @@
+"""BiGAN with a categorical code: a discriminator of rows beside their codes, so that the encoder
+becomes the inverse of the generator (Donahue et al. 2017, "Adversarial Feature Learning").
+
+    z = (n, c),   n of a normal distribution,   c one of k clusters
+    discriminator        minimise  mean -log D(x, F(x)) - log(1 - D(G(z), z))   + penalty, as gan.py
+    generator, encoder   minimise  mean -log(1 - D(x, F(x))) - log D(G(z), z)               (eq. 3)
+
+    F(x) = (n', softmax c') = R(E(x)), R a linear layer
+
+To be taken for z, the code of a row must be sure of its cluster, and clusters have the shares of
+`prior`. A row is labelled by its code: the most likely cluster; or, by `labelled_by` "kmeans", by
+k-means on E(x).
+
+Deviations: the paper's code is n alone. The labels of the discriminator are swapped for the others
+(its section 3.4), which is what the losses of gan.py are.
+
+The other things are those of gan.py: all players move at once, the generator and the encoder in
+every `ratio`-th step, and what makes rows after training is the mean of past weights. Call
+`refresh` once, after training.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from deepclust_jax import augment as augmentation
+from deepclust_jax import game, losses, networks
+from deepclust_jax.clustering import kmeans
+from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
+
+_BLOCK = 1024  # rows that `embed` sees at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    n_clusters: int = 10  # k
+    embed_dim: int = 32  # width of E
+    network: str = "mlp"  # or "conv", for images
+    hidden: tuple[int, ...] = (256, 256)  # widths of E and discriminator, reversed the generator
+    latent_dim: int = 30  # of n
+    prior: tuple[float, ...] = ()  # sizes of the clusters; (): all the same
+    labelled_by: str = "code"  # or "kmeans"
+    is_bounded: bool = False  # whether rows are in 0..1, as made ones then are
+    objective: str = "logistic"  # one of losses.ADVERSARIAL
+    penalty: float = 10.0
+    ratio: int = 1  # steps of the discriminator for each of the others
+    learning_rate: float = 1e-3  # of Adam, for all
+    momentum: float = 0.0  # b1 of Adam
+    memory: float = 0.999  # of `average`, at most
+    n_init: int = 10  # restarts of the k-means
+
+
+@flax.struct.dataclass
+class State:
+    step: Array  # [] int32
+    params: Params  # {"encoder", "reader", "discriminator", "generator"}
+    opt_state: dict[str, optax.OptState]  # of each
+    average: Params  # of the generator
+    centroids: Array  # [k, embed_dim] of E(x)
+
+
+class Nets(NamedTuple):
+    encoder: Network  # rows -> E(x) [b, embed_dim]
+    reader: Network  # E(x) -> n [b, latent_dim] beside the logits of c [b, k]
+    discriminator: Network  # (rows [b, ...], codes [b, latent_dim + k]) -> logits [b]
+    generator: Network  # n beside c -> rows
+    change: game.Change | None = None  # of made rows, as of real ones
+
+
+def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
+    """The networks for rows of the given shape.
+
+    Raises:
+        ValueError: an unknown network, or convolutions for rows that are no images.
+    """
+    encoder, _ = networks.autoencoder(config.network, shape, config.hidden, config.embed_dim)
+    return Nets(
+        encoder,
+        networks.mlp((config.latent_dim + config.n_clusters,)),
+        networks.pair_discriminator(config.network, shape, config.hidden),
+        networks.generator(
+            config.network, shape, config.hidden[::-1], is_bounded=config.is_bounded
+        ),
+    )
+
+
+def read(params: Params, z: Array, nets: Nets, config: Config) -> tuple[Array, Array]:
+    """What R finds in E(x). [b, embed_dim] -> n [b, latent_dim], logits of the clusters [b, k]."""
+    found = nets.reader.apply(params["reader"], z)
+    return found[:, : config.latent_dim], found[:, config.latent_dim :]
+
+
+def loss(
+    params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
+) -> tuple[Array, Metrics]:
+    """The losses of all players, mean over rows, summed. -> [], metrics.
+
+    Metrics: those of `game.of_players` and `spread`; `sureness`, the mean largest probability of a
+    cluster, 1/k to 1; `returned`, the squared error of real rows made again from their codes, as a
+    share of their variance.
+    """
+    del state
+    draw_key, mix_key, change_key = jax.random.split(key, 3)
+    code = latents(draw_key, len(batch.x), config)
+    made = nets.generator.apply(params["generator"], code)
+    made = game.changed(nets.change, change_key, made)
+    noise, found = read(params, nets.encoder.apply(params["encoder"], batch.x), nets, config)
+    shares = jax.nn.softmax(found)
+    own_code = jnp.concatenate([noise, shares], axis=1)
+
+    def logits(own: Params, rows: tuple[Array, Array]) -> Array:
+        return nets.discriminator.apply(own, *rows)
+
+    own = params["discriminator"]
+    of_discriminator, of_generator, metrics = game.of_players(
+        logits, own, (batch.x, own_code), (made, code), batch.mask, mix_key,
+        objective=config.objective, penalty=config.penalty,
+    )  # fmt: skip
+    seen = logits(jax.lax.stop_gradient(own), (batch.x, own_code))
+    of_encoder = losses.masked_mean(losses.of_generator(-seen, config.objective), batch.mask)
+    again = nets.generator.apply(jax.lax.stop_gradient(params["generator"]), own_code)
+    error = losses.masked_mean(losses.reconstruction(batch.x, again), batch.mask)
+    metrics |= {
+        "sureness": losses.masked_mean(jnp.max(shares, axis=1), batch.mask),
+        "returned": jax.lax.stop_gradient(error) / losses.total_variance(batch.x, batch.mask),
+        "spread": game.spread(made, batch.x, batch.mask),
+    }
+    return of_discriminator + of_generator + of_encoder, metrics
+
+
+def latents(key: Key, n: int, config: Config, clusters: Array | None = None) -> Array:
+    """What n rows are made of, of the clusters [n] or of those that the prior has: z, whose last
+    k numbers are the cluster. -> [n, latent_dim + k]."""
+    prior = game.prior_of(config.prior, config.n_clusters)
+    noise, code = game.draw(key, n, config.latent_dim, prior, clusters)
+    return jnp.concatenate([noise, code], axis=1)
+
+
+def generate(state: State, z: Array, nets: Nets) -> Array:
+    """The rows that the generator makes of z. -> [n, *shape]."""
+    return networks.apply_in_blocks(nets.generator.apply, state.average, z, block=_BLOCK)
+
+
+def build(
+    config: Config,
+    shape: tuple[int, ...],
+    *,
+    loss: Callable[..., tuple[Array, Metrics]] = loss,
+    optimizer: optax.GradientTransformation | None = None,
+    of_generator: optax.GradientTransformation | None = None,
+    augment: game.Change | None = None,
+) -> Algorithm:
+    """The algorithm for rows of the given shape.
+
+    `optimizer` replaces the Adam of the config, for all players, or for the discriminator
+    where there is one `of_generator`, whose steps are those that the others move in. `augment`
+    (key, one row) -> row changes most real and made rows; it must have a gradient.
+
+    Raises:
+        ValueError: an unknown objective, network or way to label, or a prior that does not fit.
+    """
+    losses.check_adversarial(config.objective)
+    game.prior_of(config.prior, config.n_clusters)
+    game.check_labelling(config.labelled_by)
+    augment = game.sometimes(augment)
+    nets = build_nets(config, shape)._replace(change=augment)
+    tx = optimizer or game.adam(config.learning_rate, config.momentum)
+    slow = ("encoder", "reader", "generator")
+
+    def optimizer_of(name: str) -> optax.GradientTransformation:
+        return of_generator or tx if name in slow else tx
+
+    def init(key: Key, batch: Batch) -> State:
+        keys = jax.random.split(key, 5)
+        code = jnp.zeros((len(batch.x), config.latent_dim + config.n_clusters))
+        params = {
+            "encoder": nets.encoder.init(keys[0], batch.x),
+            "reader": nets.reader.init(keys[1], jnp.zeros((len(batch.x), config.embed_dim))),
+            "discriminator": nets.discriminator.init(keys[2], batch.x, code),
+            "generator": nets.generator.init(keys[3], code),
+        }
+        centroids = jax.random.normal(keys[4], (config.n_clusters, config.embed_dim))
+        opt_state = {name: optimizer_of(name).init(own) for name, own in params.items()}
+        return State(jnp.int32(0), params, opt_state, params["generator"], centroids)
+
+    def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = augmentation.batch(augment_key, batch, augment)
+        (value, metrics), grads = losses.value_and_grad(loss)(
+            state.params, state, batch, loss_key, nets=nets, config=config
+        )
+        optimizers = {name: optimizer_of(name) for name in state.params}
+        return game.moved(
+            state, value, metrics, grads, optimizers,
+            slow=slow, ratio=config.ratio, memory=config.memory,
+        )  # fmt: skip
+
+    def refresh(key: Key, state: State, x: Array) -> State:
+        found = kmeans.fit(key, embed(state, x), config.n_clusters, n_init=config.n_init)
+        return state.replace(centroids=found.centroids)
+
+    def embed(state: State, x: Array) -> Array:
+        return networks.apply_in_blocks(
+            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
+        )
+
+    def assign(state: State, z: Array) -> Array:
+        if config.labelled_by == "kmeans":
+            return kmeans.assign(z, state.centroids)[0]
+        return jnp.argmax(read(state.params, z, nets, config)[1], axis=1).astype(jnp.int32)
+
+    return Algorithm(init, step, refresh, embed, assign)

@@ -1,0 +1,200 @@
+"""What the generative adversarial networks share: what both players lose, and how they move.
+
+A row of the game is what the discriminator is given: an array [b, ...], or a tuple of them.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from deepclust_jax import losses
+from deepclust_jax.types import Array, Key, Metrics, Params
+
+Change = Callable[[Key, Array], Array]  # of one row
+S = TypeVar("S")  # a state with step, params, opt_state and average
+
+LABELLED_BY = ("code", "kmeans")
+_CHANGED = 0.7  # share of rows
+_SQUARES = 0.99  # b2 of Adam: the gradients of a game change
+
+
+def of_players(
+    logits: Callable[[Params, Any], Array],
+    own: Params,
+    real: Any,
+    made: Any,
+    mask: Array,
+    key: Key,
+    *,
+    objective: str,
+    penalty: float,
+) -> tuple[Array, Array, Metrics]:
+    """The losses of the discriminator (with its penalty) and of the generator, mean over the rows
+    that count. -> [], [], metrics.
+
+    `logits(own, rows)` [b] are those of being real, and `objective` is one of losses.ADVERSARIAL.
+    Each player sees the other as fixed. The penalty is on the gradient of the logit: its square, on
+    real rows (R1: Mescheder et al. 2018, eq. 9), or with "wasserstein" its distance from length 1,
+    between real rows and made ones (Gulrajani et al. 2017, eq. 3).
+
+    Metrics: `discriminator`, without its penalty; `generator`; `told`, the share of real and made
+    rows that are told right, 0 to 1. With "wasserstein" logits have no zero of their own: they are
+    taken from the middle between the means of both kinds.
+    """
+    real, fixed = jax.lax.stop_gradient((real, made))
+    on_real, on_made = logits(own, real), logits(own, fixed)
+    of_discriminator = losses.masked_mean(
+        losses.of_discriminator(on_real, on_made, objective), mask
+    )
+    seen, zero = logits(jax.lax.stop_gradient(own), made), jnp.float32(0.0)
+    if objective == "wasserstein":
+        means = losses.masked_mean(on_real, mask) + losses.masked_mean(on_made, mask)
+        zero = jax.lax.stop_gradient(0.5 * means)
+    of_generator = losses.masked_mean(losses.of_generator(seen - zero, objective), mask)
+
+    def slope(rows: Any) -> Array:
+        """Squared length of the gradient of each logit by its row. -> [b]."""
+        found = jax.grad(lambda rows: jnp.sum(logits(own, rows)))(rows)
+        parts = [jnp.sum(g.reshape(len(g), -1) ** 2, axis=1) for g in jax.tree.leaves(found)]
+        return sum(parts[1:], parts[0])
+
+    if objective == "wasserstein":
+        shares = jax.random.uniform(key, mask.shape)
+
+        def between(one: Array, other: Array) -> Array:
+            share = shares.reshape(-1, *[1] * (one.ndim - 1))
+            return share * one + (1.0 - share) * other
+
+        lengths = jnp.sqrt(slope(jax.tree.map(between, real, fixed)) + 1e-12)
+        cost = (lengths - 1.0) ** 2
+    else:
+        cost = 0.5 * slope(real)
+    told = (on_real > zero).astype(mask.dtype) + (on_made <= zero)
+    metrics = {
+        "discriminator": of_discriminator,
+        "generator": of_generator,
+        "told": 0.5 * losses.masked_mean(told, mask),
+    }
+    return of_discriminator + penalty * losses.masked_mean(cost, mask), of_generator, metrics
+
+
+def spread(made: Array, real: Array, mask: Array) -> Array:
+    """The deviation of made rows over that of real ones, which falls to 0 where the generator
+    collapses. -> [] >= 0."""
+    rows = jax.lax.stop_gradient(made).reshape(len(made), -1)
+    weights = mask[:, None] / jnp.maximum(jnp.sum(mask), 1.0)
+    mean = jnp.sum(weights * rows, axis=0, keepdims=True)
+    variance = jnp.sum(weights * (rows - mean) ** 2)
+    return jnp.sqrt(variance / losses.total_variance(real, mask))
+
+
+def sometimes(change: Change | None) -> Change | None:
+    """The change of seven rows in ten; the others stay.
+
+    Made rows are changed as real ones are: else the generator learns to make changed ones (Zhao et
+    al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training"). Were all changed, it
+    could make rows that look real only once they are (Karras et al. 2020, "Training Generative
+    Adversarial Networks with Limited Data", section 2.2).
+    """
+    if change is None:
+        return None
+
+    def of_row(key: Key, row: Array) -> Array:
+        keys = jax.random.split(key)
+        return jnp.where(jax.random.bernoulli(keys[0], _CHANGED), change(keys[1], row), row)
+
+    return of_row
+
+
+def changed(change: Change | None, key: Key, made: Array) -> Array:
+    """Made rows [b, ...], each changed by a draw of its own."""
+    if change is None:
+        return made
+    return jax.vmap(change)(jax.random.split(key, len(made)), made)
+
+
+def adam(rate: optax.ScalarOrSchedule, momentum: float = 0.0) -> optax.GradientTransformation:
+    """The optimiser of the players; with a high momentum they circle."""
+    return optax.adam(rate, b1=momentum, b2=_SQUARES)
+
+
+def moved(
+    state: S,
+    value: Array,
+    metrics: Metrics,
+    grads: Mapping[str, Params],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    *,
+    slow: Collection[str],
+    ratio: int,
+    memory: float,
+) -> tuple[S, Metrics]:
+    """The state after one step of all players, which move at once, and the metrics.
+
+    Those named in `slow` move in every `ratio`-th step only. `average` becomes the mean of the
+    generator's past weights, with a memory of at most `memory`, shorter at first. A step whose loss
+    or new state is not finite is not taken: the metric `taken` is 0 then, and so are the others.
+    """
+    params, opt_state = {}, {}
+    for name, own in state.params.items():
+        updates, opt_state[name] = optimizers[name].update(grads[name], state.opt_state[name], own)
+        params[name] = optax.apply_updates(own, updates)
+    found = jax.tree.leaves((value, params, opt_state))
+    is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in found]).all()
+    is_due = (state.step + 1) % ratio == 0
+
+    def taken(name: str, new: Params, old: Params) -> Params:
+        is_taken = is_finite & is_due if name in slow else is_finite
+        return jax.tree.map(lambda a, b: jnp.where(is_taken, a, b), new, old)
+
+    memory = jnp.minimum(memory, (1.0 + state.step) / (10.0 + state.step))
+    average = jax.tree.map(
+        lambda past, now: memory * past + (1.0 - memory) * now, state.average, params["generator"]
+    )
+    state = state.replace(
+        step=state.step + 1,
+        params={name: taken(name, params[name], state.params[name]) for name in params},
+        opt_state={name: taken(name, opt_state[name], state.opt_state[name]) for name in params},
+        average=taken("generator", average, state.average),
+    )
+    metrics = {"loss": value, **metrics}
+    metrics = {name: jnp.where(is_finite, own, 0.0) for name, own in metrics.items()}
+    return state, metrics | {"taken": is_finite.astype(value.dtype)}
+
+
+def draw(
+    key: Key, n: int, latent_dim: int, prior: Array, clusters: Array | None = None
+) -> tuple[Array, Array]:
+    """What a generator with a categorical code is given: normal noise, and a cluster of each row,
+    by the prior [k] or as told. -> [n, latent_dim], one-hot [n, k]."""
+    noise_key, code_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, (n, latent_dim))
+    if clusters is None:
+        clusters = jax.random.choice(code_key, len(prior), (n,), p=prior)
+    return noise, jax.nn.one_hot(clusters, len(prior))
+
+
+def prior_of(sizes: Sequence[float], n_clusters: int) -> Array:
+    """Shares of the clusters, all the same where `sizes` is empty. -> [k], sum 1.
+
+    Raises:
+        ValueError: not one size > 0 for each cluster.
+    """
+    if not sizes:
+        return jnp.full(n_clusters, 1.0 / n_clusters)
+    if len(sizes) != n_clusters or not all(size > 0 and math.isfinite(size) for size in sizes):
+        raise ValueError(
+            f"expected a prior of {n_clusters} sizes > 0, one for each cluster, found "
+            f"{' '.join(format(size, 'g') for size in sizes)}"
+        )
+    return jnp.asarray(sizes, jnp.float32) / sum(sizes)
+
+
+def check_labelling(labelled_by: str) -> None:
+    """Raise ValueError for a way to label rows that is neither "code" nor "kmeans"."""
+    if labelled_by not in LABELLED_BY:
+        raise ValueError(f"expected labelled_by {' or '.join(LABELLED_BY)}, found {labelled_by!r}")
