@@ -32,9 +32,10 @@ class Data:
 
     data: str = "digits"
     """Name of a data set (digits, mnist, fashion_mnist, usps, cifar10, cifar10_60k, pendigits,
-    pbmc4k, fsdd, mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news, and the
-    points ring_8 and grid_25) or path of a file or folder (npy, npz, csv, parquet, jsonl, txt,
-    images, wav), or a finished run, whose codes are then clustered."""
+    pbmc4k, fsdd, mnist_of_fsdd, emoji, emoji_names, twenty_newsgroups, ag_news, bbc_news, the
+    points ring_8 and grid_25, and stacked_mnist, three digits in a picture) or path of a file or
+    folder (npy, npz, csv, parquet, jsonl, txt, images, wav), or a finished run, whose codes are
+    then clustered."""
 
     partner: str | None = None
     """Name or path of a second modality, whose row i is of the same thing as row i of --data; to

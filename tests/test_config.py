@@ -452,7 +452,7 @@ def test_unknown_methods_from_python_are_named():
             {"method": "dnc"},
             "expected --method autoencoder, dcn, dkm, dec, idec, vade, n2d, contrastive, "
             "info_max, rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, "
-            "gan, found 'dnc'",
+            "gan, info_gan, cluster_gan, bi_gan, found 'dnc'",
         ),
         ({"profile": "quick"}, "expected --profile practical, paper, found 'quick'"),
     ):

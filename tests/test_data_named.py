@@ -16,6 +16,7 @@ COUNTS = {
     "usps": [1553, 1269, 929, 824, 852, 716, 834, 792, 708, 821],
     "cifar10": [1000] * 10,
     "pendigits": [1143, 1143, 1144, 1055, 1144, 1055, 1056, 1142, 1055, 1055],
+    "stacked_mnist": None,
     "pbmc4k": None,
     "fsdd": [300] * 10,
     "twenty_newsgroups": [799, 973, 985, 982, 963, 988, 975, 990, 996, 994]
@@ -26,11 +27,18 @@ COUNTS = {
     "ag_news": [1900] * 4,
     "bbc_news": None,
 }
-ROWS = {"pbmc4k": 4271, "bbc_news": 2225, "emoji": 1906, "emoji_names": 1906}
+ROWS = {
+    "stacked_mnist": 25_600,
+    "pbmc4k": 4271,
+    "bbc_news": 2225,
+    "emoji": 1906,
+    "emoji_names": 1906,
+}
 SHAPES = {
     "digits": (8, 8, 1),
     "mnist": (28, 28, 1),
     "fashion_mnist": (28, 28, 1),
+    "stacked_mnist": (28, 28, 3),
     "usps": (16, 16, 1),
     "cifar10": (32, 32, 3),
     "pendigits": (16,),
@@ -76,6 +84,13 @@ def check_rows(name):
     else:
         np.testing.assert_allclose(dataset.x.mean(dtype=np.float64), 0.0, atol=1e-4)
         assert 0.5 < dataset.x.std() <= 1.001
+
+
+def test_stacked_digits_are_told_by_their_three_places():
+    digits = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    images, y = named._stacked((digits, np.arange(10)))
+    assert images.shape == (25_600, 4, 4, 3) and len(np.unique(y)) == 1000
+    np.testing.assert_array_equal(images[:, 0, 0] @ np.array([100, 10, 1]), y)
 
 
 @pytest.mark.parametrize("name, deviation", [("ring_8", 0.02), ("grid_25", 0.05)])
