@@ -21,8 +21,8 @@ CHECKSUM = "data.sha256"  # in a run directory: of the rows that it was trained 
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
 _DECIDING = (
-    "data", "partner", "kind", "scaling", "limit", "method", "profile", "network", "batch_size",
-    "pretrain_epochs", "augment", "objective",
+    "data", "partner", "kind", "scaling", "limit", "made", "method", "profile", "network",
+    "batch_size", "pretrain_epochs", "augment", "objective",
 )  # fmt: skip
 
 
@@ -73,6 +73,10 @@ class Data:
     held_out: int = 0
     """Leave the last so many rows out of training; they are labelled and scored all the same. The
     official test part of a named set comes last."""
+
+    made: Path | None = None
+    """Finished run of gan or its kin on the same rows, whose made rows are trained on beside them:
+    for few samples. They are neither labelled nor scored."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -446,11 +446,13 @@ def restore(folder: Path) -> Restored:
     try:
         report = json.loads((folder / "report.json").read_text())
         shape, chosen = tuple(report["data"]["shape"]), report["chosen"]["run"]
+        made = report["data"].get("made", 0)
     except OSError:
         raise config.ConfigError(f"the run in {folder} is not finished; --resume it") from None
     except (ValueError, KeyError, TypeError):
         raise config.ConfigError(f"{folder}/report.json is damaged; --resume makes it") from None
-    trained_on = (shape[0] - options.data.held_out, *shape[1:])  # which shapes of states go by
+    # Which shapes of states go by.
+    trained_on = (shape[0] - options.data.held_out + made, *shape[1:])
     phase = phases(options, trained_on)[-1]
     store = folder / "checkpoint" / phase.name
     state = load_state(store, phase, seed_keys(options), shape[1:])

@@ -147,14 +147,17 @@ def facts(options: config.Options, dataset, labels) -> str:
 
 
 def rows_to_train(options: config.Options, dataset):
-    """The rows but for the last --held-out.
+    """The rows but for the last --held-out, and those of --made.
 
     Raises ConfigError where too few are left, or where they stay on disk.
     """
+    import numpy as np
+
     from deepclust_jax.data import preprocessing
+    from deepclust_jax.report import run_directory
 
     held_out, n = options.data.held_out, dataset.x.shape[0]
-    if not held_out:
+    if not held_out and options.data.made is None:
         return dataset.x
     k = options.data.n_clusters or dataset.n_clusters
     left, k = n - held_out, 2 if options.method.merge or k is None else k
@@ -164,9 +167,11 @@ def rows_to_train(options: config.Options, dataset):
         )
     if isinstance(dataset.x, preprocessing.Rows):
         raise config.ConfigError(
-            "expected rows that fit in memory beside --held-out; use --limit, or leave it out"
+            "expected rows that fit in memory beside --held-out and --made; use --limit, or leave "
+            "them out"
         )
-    return dataset.x[:left]
+    made = run_directory.made_for(options.data, dataset)
+    return dataset.x[:left] if made is None else np.concatenate([dataset.x[:left], made])
 
 
 def with_parts(options: config.Options, dataset) -> config.Options:

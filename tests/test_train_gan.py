@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_scripts import CLUSTER, ROOT, done, refused, script
+from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
 from deepclust_jax import config, run
 from deepclust_jax.report import film, pretext, tables
@@ -244,3 +244,26 @@ def test_a_prior_that_does_not_fit_is_refused(args, words):
         run.phases(options("--method", "cluster_gan", *args), (50, 8))
     with pytest.raises(config.ConfigError, match="is no option of --method gan"):
         options("--prior", "1", "1", "1")
+
+
+def test_made_rows_are_trained_on_beside_the_real_ones(run_of_digits, tmp_path):
+    """For few samples: twice as many rows, of which the real ones are labelled."""
+    out, _ = run_of_digits
+    args = ["--method", "vade", "--pretrain-epochs", "1", "--epochs", "1", "--hidden", "8",
+            "--seeds", "1", "--limit", "200"]  # fmt: skip
+    plain = done(TRAIN, *args, "--out", tmp_path / "plain")
+    printed = done(TRAIN, *args, "--made", out, "--out", tmp_path / "more")
+    assert plain != printed
+    report = json.loads((tmp_path / "more" / "report.json").read_text())
+    assert report["data"]["made"] == 200 and report["data"]["shape"][0] == 200
+    assert np.load(tmp_path / "more" / "labels.npy").shape == (200,)
+    done(CLUSTER, tmp_path / "more", "digits", "--limit", "200", "--labels-out", tmp_path / "l.npy")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "l.npy"), np.load(tmp_path / "more" / "labels.npy")
+    )
+    wanted = "expected --made as a run on the same rows of digits"
+    assert wanted in refused(TRAIN, *args[:-1], "100", "--made", out)
+    assert wanted in refused(TRAIN, *args, "--scaling", "standard", "--made", out)
+    assert "expected --made as a run of gan, info_gan" in refused(
+        TRAIN, *args, "--made", tmp_path / "plain"
+    )

@@ -128,6 +128,7 @@ def write(
             "kind": dataset.kind,
             "shape": list(dataset.x.shape),
             "checksum": dataset.checksum,
+            "made": 0 if options.data.made is None else len(made_for(options.data, dataset)),
             "labelled": labels is not None,
         },
         "seconds": trained.seconds,
@@ -205,6 +206,34 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
     if given.nuisance is not None and with_nuisance:
         nuisance = data.nuisance(path, len(z), file=given.nuisance)
     return before._replace(dataset=dataset, nuisance=nuisance)
+
+
+def made_for(given: config.Data, dataset: Dataset) -> np.ndarray | None:
+    """The rows [m, ...] that the run of `--made` made, to be trained on beside those of the data
+    set; None without it.
+
+    Raises ConfigError where it made none, or was trained on other rows, or in other numbers.
+    """
+    folder = given.made
+    if folder is None:
+        return None
+    own = run.read_options(folder)
+    if own.method.method not in run.GAMES:
+        raise config.ConfigError(
+            f"expected --made as a run of {', '.join(run.GAMES)}, found one of {own.method.method}"
+        )
+    made = _read_array(folder / "made.npy")
+    checksum, fitted = folder / config.CHECKSUM, dataset.preprocessing
+    is_same = checksum.is_file() and checksum.read_text() == dataset.checksum
+    before = preprocessing.load(folder)
+    is_same &= before.settings == fitted.settings and before.arrays.keys() == fitted.arrays.keys()
+    is_same = is_same and all((a == fitted.arrays[n]).all() for n, a in before.arrays.items())
+    if not is_same or own.data.held_out != given.held_out or made.shape[1:] != dataset.x.shape[1:]:
+        raise config.ConfigError(
+            f"expected --made as a run on the same rows of {given.data}, scaled alike and with the "
+            f"same --limit and --held-out, found other ones in {folder}"
+        )
+    return np.asarray(made)
 
 
 def _read_array(path: Path) -> np.ndarray:
