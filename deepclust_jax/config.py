@@ -18,6 +18,7 @@ import tyro
 
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
 CHECKSUM = "data.sha256"  # in a run directory: of the rows that it was trained on
+MADE = "made.sha256"  # in a run directory: rows of --made, how many and their checksum
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
 _DECIDING = (
@@ -554,7 +555,7 @@ def lineage(given: Data) -> list[Data]:
             raise ConfigError(f"the run in {folder} is now of its own codes; train it again")
         seen.add(folder.resolve())
         values = read(folder / FILE)
-        names = ("data", "partner", "labels", "nuisance")
+        names = ("data", "partner", "labels", "nuisance", "made")
         found.append(Data(**{name: values[name] for name in names if name in values}))
     return found
 

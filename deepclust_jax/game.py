@@ -3,22 +3,23 @@
 A row of the game is what the discriminator is given: an array [b, ...], or a tuple of them.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from deepclust_jax import losses
 from deepclust_jax.types import Array, Key, Metrics, Params
 
 Change = Callable[[Key, Array], Array]  # of one row
-S = TypeVar("S")  # a state with step, params, opt_state and average
+S = TypeVar("S")  # a state with step, params, opt_state, average and missed
 
 LABELLED_BY = ("code", "kmeans")
 _CHANGED = 0.7  # share of rows
+_MISSED = 10  # steps
 _SQUARES = 0.99  # b2 of Adam: the gradients of a game change
 
 
@@ -160,10 +161,18 @@ def moved(
         params={name: taken(name, params[name], state.params[name]) for name in params},
         opt_state={name: taken(name, opt_state[name], state.opt_state[name]) for name in params},
         average=taken("generator", average, state.average),
+        missed=jnp.where(is_finite, 0, state.missed + 1),
     )
     metrics = {"loss": value, **metrics}
     metrics = {name: jnp.where(is_finite, own, 0.0) for name, own in metrics.items()}
     return state, metrics | {"taken": is_finite.astype(value.dtype)}
+
+
+def diverged(state: Any) -> np.ndarray:
+    """Which runs [S] ended with ten steps in a row, or all, that were not taken: they stand where
+    they were before, and would not go on. -> [S] bool."""
+    step, missed = np.asarray(state.step), np.asarray(state.missed)
+    return (step > 0) & (missed >= np.minimum(step, _MISSED))
 
 
 def draw(
@@ -184,14 +193,18 @@ def prior_of(sizes: Sequence[float], n_clusters: int) -> Array:
     Raises:
         ValueError: not one size > 0 for each cluster.
     """
-    if not sizes:
-        return jnp.full(n_clusters, 1.0 / n_clusters)
-    if len(sizes) != n_clusters or not all(size > 0 and math.isfinite(size) for size in sizes):
+    shares = np.asarray(sizes or [1.0] * n_clusters, np.float64)
+    is_sound = len(shares) == n_clusters and np.isfinite(shares).all() and shares.min() > 0
+    if is_sound:
+        shares = shares / shares.max()
+        shares = np.float32(shares / shares.sum())
+        is_sound = shares.min() > 0  # not rounded to 0
+    if not is_sound:
         raise ValueError(
             f"expected a prior of {n_clusters} sizes > 0, one for each cluster, found "
             f"{' '.join(format(size, 'g') for size in sizes)}"
         )
-    return jnp.asarray(sizes, jnp.float32) / sum(sizes)
+    return jnp.asarray(shares)
 
 
 def check_labelling(labelled_by: str) -> None:

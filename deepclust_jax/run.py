@@ -61,6 +61,7 @@ _WITH_BLOCKS = ("rotation", "mmdc", "deep_cluster")
 _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 
+FIRST = 2**14  # rows that tell whether all are in 0..1
 _NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
 _SHARP = 0.1  # temperature of contrastive features of --augment photo
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
@@ -268,7 +269,7 @@ def game_config(options: config.Options, is_bounded: bool) -> Any:
 
 def is_bounded(x: Any) -> bool:
     """Whether rows are in 0..1, by the first of them."""
-    some = np.asarray(x[: 2**14])
+    some = np.asarray(x[:FIRST])
     return bool(some.min() >= 0 and some.max() <= 1)
 
 

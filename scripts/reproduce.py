@@ -279,7 +279,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     Raises:
         Diverged: one of them did; the others are written.
     """
-    from deepclust_jax import run, train
+    from deepclust_jax import game, run, train
 
     begin = time.perf_counter()
     if row == "kmeans":
@@ -295,8 +295,11 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
         trained = trained._replace(seconds=seconds)
     z, found = train.embed(trained.algorithm, trained.state, dataset.x)
     took, diverged = time.perf_counter() - begin, []
-    for seed, codes, assigned in zip(seeds, z, found, strict=True):
-        if not np.isfinite(codes).all():
+    # A game that is lost keeps finite weights.
+    is_game = cell.method.method in run.GAMES
+    lost = game.diverged(trained.state) if is_game else np.zeros(len(seeds), bool)
+    for seed, codes, assigned, is_lost in zip(seeds, z, found, lost, strict=True):
+        if is_lost or not np.isfinite(codes).all():
             diverged.append(seed)
             continue
         report = {"together": len(seeds), "seconds": trained.seconds, "start_commit": commit}
@@ -305,7 +308,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
             f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True
         )
     if diverged:
-        raise train.Diverged(f"expected finite codes, found others for seeds {diverged}")
+        raise train.Diverged(f"expected finite steps and codes, found others for seeds {diverged}")
 
 
 def cluster_rows(dataset: Any, labels: Any, seeds: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepclust_jax import config
@@ -24,8 +24,8 @@ from deepclust_jax import config
 OF_A_RUN = {
     config.CHECKSUM, config.FILE, "checkpoint", "tensorboard", "metrics.csv",
     "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
-    "preprocessing.json", "preprocessing.npz", "partner", "cluster_sizes.png", "confusion.png",
-    "embedding_map.png", "samples.png", "samples.md", "training.png",
+    "preprocessing.json", "preprocessing.npz", "partner", config.MADE, "cluster_sizes.png",
+    "confusion.png", "embedding_map.png", "samples.png", "samples.md", "training.png",
     "made.npy", "made.png", "walk.png", "film.gif", "frames",
     "made.jsonl",
 }  # fmt: skip
@@ -55,8 +55,19 @@ def main_of(methods: Sequence[str], args: list[str] | None) -> int:
     given."""
     args = sys.argv[1:] if args is None else args
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--method")
-    found = finder.parse_known_args(args)[0].method
+    for name in ("--method", "--config", "--out"):
+        finder.add_argument(name, nargs="?")
+    finder.add_argument("--resume", action="store_true")
+    given = finder.parse_known_args(args)[0]
+    file = given.config or (given.resume and given.out and Path(given.out) / config.FILE)
+    found = given.method
+    if found is None and file and os.path.isfile(file):
+        try:
+            found = config.read(Path(file)).get("method")
+        except config.ConfigError:
+            return main(args)  # which says so
+        if found in methods:
+            return main(args)
     if found is None:
         return main(["--method", methods[0], *args])
     if found in methods and len(methods) > 1:
@@ -79,6 +90,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
     start_jax(options)
     from deepclust_jax import run
+    from deepclust_jax.data import arrays
     from deepclust_jax.report import film, logs, run_directory, tables
 
     loaded = run_directory.load(options.data)
@@ -99,7 +111,10 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     run.check_pairs(options, rows)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
-    folder = prepare_folder(given, options, dataset.checksum)
+    checksums = {config.CHECKSUM: dataset.checksum}
+    if (made := run_directory.made_for(options.data, dataset)) is not None:
+        checksums[config.MADE] = f"{len(made)} {arrays.checksum(made)}"
+    folder = prepare_folder(given, options, checksums)
     print(facts(options, dataset, labels))
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint", options):
@@ -117,7 +132,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
                 report_epoch(phase, epoch, epochs, metrics)
 
             store = folder / "checkpoint"
-            watch = film.watcher(folder, options, rows)
+            watch = film.watcher(folder, options, dataset.x, dataset.kind)
             trained = run.execute(options, rows, folder=store, on_epoch=on_epoch, on_state=watch)
         with status(f"writing the report to {folder}"):
             report = run_directory.write(folder, options, trained, loaded)
@@ -252,7 +267,7 @@ def check_folder(options: config.Options) -> None:
     if options.run.resume and not known:
         raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
     given = config.lineage(options.data)
-    for path in (p for d in given for p in (d.data, d.partner, d.labels, d.nuisance)):
+    for path in (p for d in given for p in (d.data, d.partner, d.labels, d.nuisance, d.made)):
         inside = (
             path and os.path.exists(path) and Path(path).resolve().is_relative_to(out.resolve())
         )
@@ -300,29 +315,35 @@ def check_space(options: config.Options, shape: tuple[int, ...]) -> None:
         )
 
 
-def prepare_folder(given: config.Options, options: config.Options, checksum: str) -> Path:
-    """Make the run directory, or check that the one there is the run to go on with."""
+def prepare_folder(
+    given: config.Options, options: config.Options, checksums: Mapping[str, str]
+) -> Path:
+    """Make the run directory, or check that the one there is the run to go on with; `checksums`,
+    by the file that keeps them, are of all rows that are trained on."""
     from deepclust_jax import run
 
     out, file = options.run.out, given.run.config
     before = {} if file is None else config.read(file)  # now: --overwrite may remove it
     if options.run.resume:
         run.check_same(out, options)
-        # A run that was killed as it began has none.
-        if not (out / config.CHECKSUM).is_file():
-            (out / config.CHECKSUM).write_text(checksum)
-        elif (out / config.CHECKSUM).read_text() != checksum:
-            raise config.ConfigError(
-                f"--resume: the rows of {options.data.data} are not those the run in {out} began "
-                "with; use --overwrite or another --out"
-            )
+        for name, checksum in checksums.items():
+            # A run that was killed as it began has none.
+            if not (out / name).is_file():
+                (out / name).write_text(checksum)
+            elif (out / name).read_text() != checksum:
+                source = options.data.made if name == config.MADE else options.data.data
+                raise config.ConfigError(
+                    f"--resume: the rows of {source} are not those the run in {out} began with; "
+                    "use --overwrite or another --out"
+                )
         return out
     try:
         if options.run.overwrite and out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         run.write_options(out, options, given, before)  # makes the folder a run
-        (out / config.CHECKSUM).write_text(checksum)
+        for name, checksum in checksums.items():
+            (out / name).write_text(checksum)
     except FileExistsError:
         raise config.ConfigError(
             f"another run began in --out {out} meanwhile; choose another folder"

@@ -62,7 +62,9 @@ def test_rows_of_a_cluster_can_be_asked_for(module):
     assert module.generate(state, z, nets).shape == (4, 6)
 
 
-@pytest.mark.parametrize("prior", [(1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, float("nan"))])
+@pytest.mark.parametrize(
+    "prior", [(1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, float("nan")), (1e-300, 1.0, 1.0)]
+)
 def test_a_prior_that_does_not_fit(module, prior):
     with pytest.raises(ValueError, match="expected a prior of 3 sizes > 0, one for each cluster"):
         module.build(module.Config(**SMALL, prior=prior), (6,))
@@ -80,6 +82,12 @@ def test_rows_are_labelled_by_code_or_by_kmeans(module):
     np.testing.assert_array_equal(other.assign(state, z), near)
     with pytest.raises(ValueError, match="expected labelled_by code or kmeans, found 'size'"):
         module.build(dataclasses.replace(config, labelled_by="size"), (6,))
+
+
+def test_priors_of_any_size_are_shares():
+    """Trap: sizes beyond float32 become NaN."""
+    for sizes in ((1e-50,) * 3, (1e308,) * 3, (5.0,) * 3):
+        np.testing.assert_allclose(game.prior_of(sizes, 3), 1.0 / 3.0, rtol=1e-6)
 
 
 # --- losses

@@ -199,6 +199,8 @@ def test_a_spot_far_outside_is_no_other_unit(tmp_path):
         np.save(tmp_path / "new.npy", given)
         found = data.load(tmp_path / "new.npy", preprocessing=p, kind="image")[0].x
         np.testing.assert_array_equal(found, preprocessing.apply(p, given[..., None]))
+    np.save(tmp_path / "one.npy", spotted[7:8])  # of a picture alone a spot is a hundredth
+    assert data.load(tmp_path / "one.npy", preprocessing=p, kind="image")[0].x.max() > 1e3
 
 
 def test_texts_against_scikit_learn():

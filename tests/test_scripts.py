@@ -178,6 +178,7 @@ def test_report_says_how_and_on_what_it_was_computed(base, digits):
         "name": "digits",
         "kind": "image",
         "shape": [200, 8, 8, 1],
+        "made": 0,
         "checksum": arrays.checksum(digits[0][..., None]),
         "labelled": True,
     }

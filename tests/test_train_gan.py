@@ -87,17 +87,72 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
 def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
     """Trap: the loss of a game does not tell which run is better."""
     report = json.loads((run_of_digits[0] / "report.json").read_text())
-    covered = report["pretext"]["made"]["coverage"]["values"]
-    assert report["objective"]["values"] == pytest.approx([1.0 - c for c in covered])
+    made = report["pretext"]["made"]
+    covered = np.min([made[name]["values"] for name in ("coverage", "recall")], axis=0)
+    assert report["objective"]["values"] == pytest.approx(list(1.0 - covered))
     assert covered[report["chosen"]["run"]] == max(covered)
+    assert "lowest uncovered share of 2 runs" in report["chosen"]["reason"]
+    assert "uncovered share" in run_of_digits[1] and "final loss" not in run_of_digits[1]
 
 
-def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
-    """Trap: a game that is lost ends in NaN, and so does the run."""
-    args = ["--seeds", "1", "--learning-rate", "1e30", "--limit", "100", "--hidden", "8"]
-    printed = done(GAN, *args, "--embed-dim", "2", "--epochs", "3", "--out", tmp_path / "run")
+def test_one_row_in_the_middle_covers_nothing():
+    """Trap: of wide rows, many have the mean of all among their neighbours."""
+    x = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
+    found = pretext.of_game(np.stack([x, np.zeros_like(x)]), x)
+    assert found["made"]["coverage"]["values"][1] > 0.1
+    assert pretext.uncovered(found).tolist() == [0.0, 1.0] and found["collapsed"] == [1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e12, 1e30])
+def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
+    """Trap: an eigenvalue that does not converge ends a run after its training."""
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    made = np.where(x > 0, np.float32(value), x)
+    found = pretext.of_game(made[None], x)
+    assert found["collapsed"] == [0] and found["made"]["recall"]["values"] == [0.0]
+    assert np.isnan(found["made"]["frechet"]["values"]).all()
+
+
+def test_a_class_that_the_classifier_did_not_see(monkeypatch):
+    """Trap: of very many rows it learns some, which may lack the rarest class."""
+    monkeypatch.setattr(pretext, "_LEARNT", 50)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 100)
+    labels[51] = 2
+    x = np.float32(labels[:, None] + 0.1 * rng.normal(size=(100, 3)))
+    made = x[None]
+    assert pretext.judged(made, x, labels)["made"]["classes"]["values"][0] in (2.0, 3.0)
+    rare = np.zeros(100, int)
+    rare[51] = 1
+    assert pretext.judged(made, x, rare) is None
+
+
+@pytest.mark.parametrize("data", ["digits", "table"])
+def test_a_run_that_diverges_is_named_and_keeps_its_weights(data, tmp_path):
+    """Trap: a game that is lost ends in NaN, and so does the run; of a table, whose made rows have
+    no bounds, in those too."""
+    args = ["--seeds", "1", "--learning-rate", "1e30", "--hidden", "8"]
+    if data == "table":
+        np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(60, 5)))
+        args += ["--data", tmp_path / "t.npy", "--n-clusters", "3", "--scaling", "none"]
+    else:
+        args += ["--limit", "100"]
+    printed = done(GAN, *args, "--embed-dim", "2", "--epochs", "30", "--out", tmp_path / "run")
     assert "diverged, and stand where they were before: runs [0]" in printed
     assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert np.isnan(report["objective"]["values"][0])
+
+
+def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
+    """Trap: the script's own method in place of that of the file."""
+    out = tmp_path / "run"
+    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "1", "--epochs", "1"]
+    done(GAN, "--method", "info_gan", *args, "--out", out)
+    done(GAN, "--resume", "--out", out)
+    done(GAN, "--config", out / "config.json", "--out", tmp_path / "again")
+    kept = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert kept["method"] == "info_gan"
 
 
 def test_held_out_rows_do_not_decide_the_range(tmp_path):
@@ -266,4 +321,11 @@ def test_made_rows_are_trained_on_beside_the_real_ones(run_of_digits, tmp_path):
     assert wanted in refused(TRAIN, *args, "--scaling", "standard", "--made", out)
     assert "expected --made as a run of gan, info_gan" in refused(
         TRAIN, *args, "--made", tmp_path / "plain"
+    )
+    assert "--overwrite would delete" in refused(
+        TRAIN, *args, "--made", out, "--out", out, "--overwrite"
+    )
+    (tmp_path / "more" / "made.sha256").write_text("200 0")
+    assert f"the rows of {out} are not those" in refused(
+        TRAIN, "--resume", "--out", tmp_path / "more"
     )

@@ -64,6 +64,7 @@ class State:
     params: Params  # {"encoder", "generator"}; the encoder is the discriminator
     opt_state: dict[str, optax.OptState]  # of each player
     average: Params  # of the generator
+    missed: Array  # [] int32, steps in a row that were not taken
     view: whitening.View  # of the features
     centroids: Array  # [k, embed_dim]
 
@@ -162,7 +163,9 @@ def build(
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
         opt_state = {name: optimizers[name].init(own) for name, own in params.items()}
         view = whitening.unfitted(width, config.embed_dim)
-        return State(jnp.int32(0), params, opt_state, generator, view, kmeans.unit(centroids))
+        return State(
+            jnp.int32(0), params, opt_state, generator, jnp.int32(0), view, kmeans.unit(centroids)
+        )
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))

@@ -66,6 +66,7 @@ class State:
     params: Params  # {"encoder", "reader", "generator"}; the encoder is the discriminator
     opt_state: dict[str, optax.OptState]  # of each
     average: Params  # of the generator
+    missed: Array  # [] int32, steps in a row that were not taken
     centroids: Array  # [k, embed_dim] of E(x)
 
 
@@ -190,7 +191,7 @@ def build(
         }
         centroids = jax.random.normal(keys[3], (config.n_clusters, config.embed_dim))
         opt_state = {name: optimizer_of(name).init(own) for name, own in params.items()}
-        return State(jnp.int32(0), params, opt_state, params["generator"], centroids)
+        return State(jnp.int32(0), params, opt_state, params["generator"], jnp.int32(0), centroids)
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))

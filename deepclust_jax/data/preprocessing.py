@@ -167,9 +167,9 @@ def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
     """Raise DataError for pictures [n, h, w, c] in other units than those that `p` was fitted on:
     they would be labelled all the same, and wrongly.
 
-    That is where a thousandth of the values or more are half a span outside their range; or where
-    there are fractions, or levels of at most 16, for what was whole numbers or bytes. A value or
-    two far outside is a spot, and dark pictures are pictures.
+    That is where more than two values, and a thousandth of all, are half a span outside their
+    range; or where there are fractions, or levels of at most 16, for what was whole numbers or
+    bytes. A value or two far outside is a spot, and dark pictures are pictures.
     """
     if p.kind != "image" or "span" not in p.arrays:
         return
@@ -178,17 +178,17 @@ def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
     most = scalings.FEW_LEVELS if raw.dtype == np.uint8 else 1.0
     was_whole = offset.is_integer() and span.is_integer() and span >= 12.0 * most
     are_smaller = was_whole and -most <= low < high <= most
-    if are_smaller or _share_outside(raw, offset - 0.5 * span, offset + 1.5 * span) >= 1e-3:
+    outside = _count_outside(raw, offset - 0.5 * span, offset + 1.5 * span)
+    if are_smaller or outside > max(2, 1e-3 * raw.size):
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found values of {low:g} to "
             f"{high:g}, which would be scaled wrongly; bring them to that range first"
         )
 
 
-def _share_outside(raw: np.ndarray, low: float, high: float) -> float:
-    """The share of values below or above."""
-    counts = [np.sum((raw[b] < low) | (raw[b] > high)) for b in arrays.row_blocks(raw.shape)]
-    return float(sum(counts)) / max(raw.size, 1)
+def _count_outside(raw: np.ndarray, low: float, high: float) -> int:
+    """How many values are below or above."""
+    return sum(int(np.sum((raw[b] < low) | (raw[b] > high))) for b in arrays.row_blocks(raw.shape))
 
 
 def _check_shape(p: Preprocessing, raw: np.ndarray) -> None:

@@ -30,8 +30,10 @@ class Judge(NamedTuple):
     accuracy: float  # of the fifth of the rows that it was not trained on
 
 
-def fit(key: Key, x: ArrayLike, labels: ArrayLike) -> Judge:
+def fit(key: Key, x: ArrayLike, labels: ArrayLike, *, n_classes: int | None = None) -> Judge:
     """Train a perceptron on rows [n, ...] and their labels [n], 0 to k - 1, for 2,000 steps.
+
+    `n_classes` is k where these rows may not have the last classes; None: the largest label and 1.
 
     Raises:
         ValueError: not one label >= 0 for each row, fewer than 5 rows, or fewer than 2 classes.
@@ -42,7 +44,7 @@ def fit(key: Key, x: ArrayLike, labels: ArrayLike) -> Judge:
             f"expected 5 rows or more and a label of 2 classes or more for each, found {len(x)} "
             f"rows and labels of shape {labels.shape}"
         )
-    n_classes = int(labels.max()) + 1
+    n_classes = n_classes or int(labels.max()) + 1
     split_key, init_key, order_key = jax.random.split(key, 3)
     order = np.asarray(jax.random.permutation(split_key, len(x)))
     left, seen = np.split(order, [len(x) // 5])

@@ -1,5 +1,6 @@
 """What a generator makes of the same latents while it trains: frames, a film, TensorBoard."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax import config, metrics, run
+from deepclust_jax import config, run
 from deepclust_jax.report import figures, logs, pretext
 
 FRAMES, FILM, MEASURES = "frames", "film.gif", "made.jsonl"
@@ -21,29 +22,27 @@ _STILL = 2000  # milliseconds of the last frame
 
 
 def watcher(
-    folder: Path, options: config.Options, x: Any
+    folder: Path, options: config.Options, x: Any, kind: str
 ) -> Callable[[int, int, Any], None] | None:
-    """What measures, and where rows are pictures draws, what run 0 makes in some epochs, to be
-    given (epochs done, epochs, state [S]). None where the method makes no rows."""
+    """What measures, and where rows are of the kind "image" draws, what run 0 makes in some epochs,
+    to be given (epochs done, epochs, state [S]). x are all rows, also those held out. None where
+    the method makes no rows."""
     if options.method.method not in run.GAMES:
         return None
     key = run.seed_keys(options)[0]
     real = np.asarray(x[np.linspace(0, len(x) - 1, min(_COMPARED, len(x))).astype(int)])
     real = real.reshape(len(real), -1)
-    is_seen = len(x.shape) == 4 and x.shape[-1] in (1, 3)
+    is_seen = kind == "image" and x.shape[-1] in (1, 3)
 
     def on_state(epoch: int, epochs: int, state: Any) -> None:
         if epoch > 1 and epoch < epochs and epoch % math.ceil(epochs / _MOST):
             return
         maker = pretext.maker(options, x, jax.tree.map(lambda leaf: leaf[0], state))
         made = maker.make(maker.latents(key, len(real))).reshape(len(real), -1)
-        own = {}
-        if real.shape[1] <= pretext.WIDEST and len(real) > 1:
-            own["frechet"] = metrics.frechet(real, made)
-        if len(real) > 5:
-            own["coverage"] = metrics.fidelity(real, made)["coverage"]
+        own = pretext.measured(real, made, frechet=real.shape[1] <= pretext.WIDEST)
+        own = {name: own[name] for name in ("frechet", "coverage") if name in own}
         with (folder / MEASURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, **own}) + "\n")
+            file.write("\n" + json.dumps({"epoch": epoch, **own}))
         if is_seen:
             (folder / FRAMES).mkdir(exist_ok=True)
             images = maker.make(latents(maker, key, options))
@@ -58,8 +57,11 @@ def measures(folder: Path) -> dict[str, dict[str, float]]:
     file = folder / MEASURES
     if not file.is_file():
         return {}
-    found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    by_epoch = {str(own.pop("epoch")): own for own in found}
+    by_epoch = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # empty, or cut off as the run was
+            own = json.loads(line)
+            by_epoch[str(own.pop("epoch"))] = own
     return dict(sorted(by_epoch.items(), key=lambda item: int(item[0])))
 
 

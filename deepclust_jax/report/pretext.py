@@ -89,7 +89,7 @@ def of_cross_modal(
     return {"modalities": [{"shape": s, "external": scores.external(c, labels)} for s, c in each]}
 
 
-_LEARNT = 2**16  # rows at most that the classifier learns
+_LEARNT, _NUMBERS = 2**16, 2**28  # rows, and their numbers, at most that the classifier learns
 _MADE = 5000  # rows, and as many real ones that they are compared with
 WIDEST = 4096  # numbers of a row whose covariances are compared: they take the cube in time
 
@@ -104,8 +104,9 @@ class Maker(NamedTuple):
 def maker(options: config.Options, x: Any, state: Any) -> Maker:
     """The generator of a state [], for rows x of which the last may have been held out."""
     module = run.METHODS[options.method.method]
-    trained_on = x[: len(x) - options.data.held_out]
-    own = run.game_config(options, run.is_bounded(trained_on))
+    # As training saw it: by the first rows of those that were not held out.
+    first = x[: min(run.FIRST, len(x) - options.data.held_out)]
+    own = run.game_config(options, run.is_bounded(first))
     nets = module.build_nets(own, x.shape[1:])
     return Maker(
         lambda key, n, *clusters: module.latents(key, n, own, *clusters),
@@ -128,24 +129,51 @@ def compared(x: Any) -> np.ndarray:
     return np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
 
 
+def measured(real: np.ndarray, made: np.ndarray, *, frechet: bool = True) -> dict[str, float]:
+    """Measures of made rows [m, d] beside real ones [n, d]; of what is not finite, or a million
+    times as large as real rows are, NaN, and shares of 0."""
+    shares, is_sound = {}, _is_sound(real, made)
+    if len(real) > 5 and len(made) > 5:
+        names = ("precision", "recall", "density", "coverage")
+        shares = metrics.fidelity(real, made) if is_sound else dict.fromkeys(names, 0.0)
+    if frechet:
+        shares["frechet"] = metrics.frechet(real, made) if is_sound else math.nan
+    return shares
+
+
+def _is_sound(real: np.ndarray, made: np.ndarray) -> bool:
+    # NaN is not <= either.
+    return bool(np.abs(made).max() <= 1e6 * max(float(np.abs(real).max()), 1e-30))
+
+
 def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     """How the rows that each run made compare with real ones, in the rows' own numbers.
 
-    `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones.
+    `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones,
+    or none that is finite.
     """
     real = np.asarray(x[compared(x)]).reshape(-1, math.prod(x.shape[1:]))
     found: dict[str, list[float]] = {}
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
-        own = metrics.fidelity(real, made) if len(real) > 5 else {}
-        own["copies"] = metrics.memorised(real, made)
-        if real.shape[1] <= WIDEST:
-            own["frechet"] = metrics.frechet(real, made)
-        own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
+        own = measured(real, made, frechet=real.shape[1] <= WIDEST)
+        own |= {"copies": math.nan, "spread": math.nan}
+        if _is_sound(real, made):
+            own["copies"] = metrics.memorised(real, made)
+            own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
         for name, value in own.items():
             found.setdefault(name, []).append(value)
     report: dict[str, Any] = {name: scores.summary(np.array(v)) for name, v in found.items()}
     collapsed = [s for s, value in enumerate(found["spread"]) if not value >= 0.1]
     return {"made": report, "compared": len(real), "collapsed": collapsed}
+
+
+def uncovered(report: dict[str, Any]) -> np.ndarray | None:
+    """What runs of a game are chosen by, of the report of `of_game`: 1 less the smaller of coverage
+    and recall. (A single made row in the middle covers much of wide rows, and recalls none.)
+    -> [S], or None where rows are too few to be measured."""
+    if "coverage" not in report["made"]:
+        return None
+    return 1.0 - np.min([report["made"][n]["values"] for n in ("coverage", "recall")], axis=0)
 
 
 def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
@@ -161,19 +189,23 @@ def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[st
     return scores.summary(np.array(found))
 
 
-def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
+def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any] | None:
     """How the rows that each run made compare with real ones by the features of a classifier that
     saw all labels, which decide nothing: the measures of `of_game`, and how many classes it finds
-    among made rows, each with a tenth or more of its share of real ones."""
-    learnt = np.linspace(0, len(x) - 1, min(_LEARNT, len(x))).astype(int)
-    judge = classifier.fit(jax.random.key(0), x[learnt], labels[learnt])
+    among made rows, each with a tenth or more of its share of real ones. None where the rows that
+    it would learn from are of one class."""
+    most = min(len(x), _LEARNT, max(5, _NUMBERS // math.prod(x.shape[1:])))
+    learnt = np.linspace(0, len(x) - 1, most).astype(int)
+    if labels[learnt].max() < 1 or len(learnt) < 5:
+        return None
+    judge = classifier.fit(
+        jax.random.key(0), x[learnt], labels[learnt], n_classes=int(labels.max()) + 1
+    )
     chosen = compared(x)
     real, true = classifier.features(judge, x[chosen]), labels[chosen]
     found: dict[str, list[float]] = {}
     for made in made_by_run:
-        z = classifier.features(judge, made)
-        own = metrics.fidelity(real, z) if len(real) > 5 else {}
-        own["frechet"] = metrics.frechet(real, z)
+        own = measured(real, classifier.features(judge, made))
         kinds = classifier.classes(judge, made), true
         sizes, wanted = (np.bincount(y, minlength=judge.n_classes) for y in kinds)
         own["classes"] = float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))

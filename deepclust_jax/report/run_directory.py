@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deepclust_jax import config, data, metrics, run, train
+from deepclust_jax import config, data, game, metrics, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import (
     baselines,
@@ -46,14 +46,19 @@ def write(
     """
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
-    objectives = final_losses(folder, len(labels_all))
+    objectives, chosen_by = final_losses(folder, len(labels_all)), "final loss"
     if options.method.method in run.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
-        game = pretext.of_game(made, dataset.x)
-        if "coverage" in game["made"]:  # no loss of a game tells how far it came
-            objectives = 1.0 - np.array(game["made"]["coverage"]["values"])
+        played = pretext.of_game(made, dataset.x)
+        played["diverged"] = np.flatnonzero(game.diverged(trained.state)).tolist()
+        covered = pretext.uncovered(played)
+        if covered is not None:  # no loss of a game tells how far it came
+            objectives, chosen_by = covered, "uncovered share"
+        objectives[[*played["collapsed"], *played["diverged"]]] = np.nan
     k = None if options.method.merge else options.data.n_clusters
-    report = scores.score_population(labels_all, iter(z_all), objectives, labels, n_clusters=k)
+    report = scores.score_population(
+        labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by
+    )
     if options.method.merge:
         report["clusters"] = scores.counted(labels_all)
         k = len(report["cluster_sizes"])  # of the run kept
@@ -85,12 +90,11 @@ def write(
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method in run.GAMES:
         if labels is not None:
-            game["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
-            if len(labels) >= 5 and labels.max() > 0:
-                game["judged"] = pretext.judged(made, dataset.x, labels)
-        game["diverged"] = diverged(folder)
-        game["over_training"] = film.measures(folder)
-        report["pretext"] = game
+            played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
+            judged = pretext.judged(made, dataset.x, labels)
+            played |= {} if judged is None else {"judged": judged}
+        played["over_training"] = film.measures(folder)
+        report["pretext"] = played
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
     chosen = report["chosen"]["run"]
@@ -128,7 +132,7 @@ def write(
             "kind": dataset.kind,
             "shape": list(dataset.x.shape),
             "checksum": dataset.checksum,
-            "made": 0 if options.data.made is None else len(made_for(options.data, dataset)),
+            "made": made_count(folder),
             "labelled": labels is not None,
         },
         "seconds": trained.seconds,
@@ -236,6 +240,12 @@ def made_for(given: config.Data, dataset: Dataset) -> np.ndarray | None:
     return np.asarray(made)
 
 
+def made_count(folder: Path) -> int:
+    """How many rows of `--made` a run in the folder is trained on."""
+    file = folder / config.MADE
+    return int(file.read_text().split()[0]) if file.is_file() else 0
+
+
 def _read_array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise config.ConfigError(
@@ -289,13 +299,6 @@ def final_losses(folder: Path, n_seeds: int) -> np.ndarray:
         if "loss" in logged.get(phase, {}):
             return logged[phase]["loss"][-1]
     return np.zeros(n_seeds)
-
-
-def diverged(folder: Path) -> list[int]:
-    """The runs of a game that took no more than half of the steps of the last epoch: the others
-    had a loss or weights that are not finite, and the run stands where it was before them."""
-    taken = logs.read_metrics(folder).get("train", {}).get("taken")
-    return [] if taken is None else [s for s, share in enumerate(taken[-1]) if share <= 0.5]
 
 
 def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:

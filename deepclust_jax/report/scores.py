@@ -21,15 +21,17 @@ def score_population(
     y: np.ndarray | None = None,
     *,
     n_clusters: int | None = None,
+    chosen_by: str = "final loss",
 ) -> dict[str, Any]:
     """The scores of S runs, the run chosen without labels and, if `y` is given, the oracle.
 
     Args:
       labels_all: int [S, n], the clusters of each run.
       z_all: one embedding [n, d] per run; an iterator keeps one of them in memory at a time.
-      objectives: [S], final training loss of each run.
+      objectives: [S], final training loss of each run, or what else is better the lower it is.
       y: true classes [n]; used to score only, after the run kept has been chosen.
       n_clusters: how many sizes are listed; None: up to the last cluster that has rows.
+      chosen_by: what the objectives are, in words.
 
     Returns a dict with `n_runs`, `internal`, `external` ({} without y) and `objective`, where a
     score is {"values": [S], "mean", "std"} (std with ddof=1, nan for one run; a run with a nan
@@ -38,14 +40,14 @@ def score_population(
     """
     labels_all, objectives = _check(labels_all, objectives)
     internal = _internal(labels_all, z_all)
-    chosen, reason = choose(labels_all, objectives)
+    chosen, reason = choose(labels_all, objectives, chosen_by)
     agreement, per_run = np.nan, [np.nan]
     if len(labels_all) > 1:
         agreement, per_run = metrics.stability(labels_all)
     kept, k = labels_all[chosen], n_clusters or labels_all.max() + 1
     scores = {
         "n_runs": len(labels_all),
-        "objective": summary(objectives),
+        "objective": summary(objectives) | {"name": chosen_by},
         "internal": _columns(internal),
         "external": {},
         "agreement": {"mean": float(agreement), "values": np.asarray(per_run, float).tolist()},
@@ -62,7 +64,9 @@ def external(labels_all: np.ndarray, y: np.ndarray) -> dict[str, dict[str, Any]]
     return _columns([_floats(metrics.external_scores(y, labels)) for labels in labels_all])
 
 
-def choose(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[int, str]:
+def choose(
+    labels_all: np.ndarray, objectives: np.ndarray, chosen_by: str = "final loss"
+) -> tuple[int, str]:
     """The run to keep, chosen without labels, and a sentence that says why. [S, n], [S] -> run.
 
     The medoid: highest mean ARI to the other runs, ties by the lowest objective; with fewer than
@@ -79,11 +83,11 @@ def choose(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[int, str]:
         best = int(runs[np.argmin(loss[runs])])
         if len(runs) == 1:
             return best, f"Run {best} is the only run{note}."
-        return best, f"Run {best} has the lowest final loss of {len(runs)} runs{note}."
+        return best, f"Run {best} has the lowest {chosen_by} of {len(runs)} runs{note}."
     agreement = np.asarray(metrics.stability(labels_all[runs])[1], np.float64)
     tied = runs[agreement >= agreement.max() - 1e-9]
     best = int(tied[np.argmin(loss[tied])])
-    ties = f", and the lowest final loss of the {len(tied)} that tie" if len(tied) > 1 else ""
+    ties = f", and the lowest {chosen_by} of the {len(tied)} that tie" if len(tied) > 1 else ""
     return best, (
         f"Run {best} agrees best with the others (mean ARI {agreement.max():.3f}) "
         f"among {len(runs)} runs{note}{ties}."

@@ -31,7 +31,8 @@ def score_table(report: Mapping[str, Any]) -> str:
         rows.append(_row("agreement [% ARI]", report["agreement"], runs, _percent))
     for name, score in _ordered(report["internal"]):
         rows.append(_row(name, score, runs, _number))
-    rows.append(_row("final loss", report["objective"], runs, _number))
+    name = report["objective"].get("name", "final loss")
+    rows.append(_row(name, report["objective"], runs, _number))
     lines = [*_align(rows), "", *_comparison(report), report["chosen"]["reason"]]
     if "held_out" in report:
         held_out = report["held_out"]
