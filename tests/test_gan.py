@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepclust_jax import losses, networks, train
+from deepclust_jax import game, losses, networks, train
 from deepclust_jax.algorithms import gan
 from deepclust_jax.types import Batch
 
@@ -153,13 +153,14 @@ def test_a_state_of_the_optimiser_that_is_not_finite_is_not_kept():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(new.opt_state))
 
 
-def test_made_rows_are_changed_as_real_ones():
+def test_made_rows_are_changed_as_real_ones(monkeypatch):
     """Trap: a discriminator that sees changed real rows alone tells made ones by the change."""
 
     def shifted(key, row):
         del key
         return row + 100.0
 
+    monkeypatch.setattr(game, "_CHANGED", 1.0)  # all of them
     algorithm, state = state_of(augment=shifted)
     config = dataclasses.replace(SMALL, is_bounded=False)
     nets = gan.build_nets(config, (5,))._replace(change=shifted)

@@ -127,21 +127,17 @@ def test_a_class_that_the_classifier_did_not_see(monkeypatch):
     assert pretext.judged(made, x, rare) is None
 
 
-@pytest.mark.parametrize("data", ["digits", "table"])
-def test_a_run_that_diverges_is_named_and_keeps_its_weights(data, tmp_path):
+def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
     """Trap: a game that is lost ends in NaN, and so does the run; of a table, whose made rows have
     no bounds, in those too."""
-    args = ["--seeds", "1", "--learning-rate", "1e30", "--hidden", "8"]
-    if data == "table":
-        np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(60, 5)))
-        args += ["--data", tmp_path / "t.npy", "--n-clusters", "3", "--scaling", "none"]
-    else:
-        args += ["--limit", "100"]
-    printed = done(GAN, *args, "--embed-dim", "2", "--epochs", "30", "--out", tmp_path / "run")
+    np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(60, 5)))
+    args = ["--data", tmp_path / "t.npy", "--n-clusters", "3", "--scaling", "none", "--seeds", "1",
+            "--learning-rate", "1e30", "--hidden", "8", "--embed-dim", "2"]  # fmt: skip
+    printed = done(GAN, *args, "--epochs", "30", "--out", tmp_path / "run")
     assert "diverged, and stand where they were before: runs [0]" in printed
     assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert np.isnan(report["objective"]["values"][0])
+    assert report["objective"]["values"] == [None]
 
 
 def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
@@ -244,7 +240,8 @@ def test_methods_with_a_code(method, tmp_path):
     """From the command line: rows of each cluster are drawn, and new rows labelled by the code."""
     out = tmp_path / "run"
     args = ["--method", method, "--limit", "120", "--prior", *"1111111112"]
-    done(GAN, *SMALL, *args, "--augment", "affine", "--out", out)
+    args += ["--augment", "affine"] if method == "info_gan" else []
+    done(GAN, *SMALL, *args, "--out", out)
     found = json.loads((out / "report.json").read_text())
     assert "coverage" in found["pretext"]["made"]
     for name in ("made.png", "walk.png", "film.gif"):
