@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from IPython.display import Image, display
 
-from deepclust_jax import data, metrics, train
+from deepclust_jax import data, game, metrics, train
 from deepclust_jax.algorithms import gan
 from deepclust_jax.report import figures, scores
 
@@ -54,8 +54,8 @@ small = gan.Config(
     learning_rate=3e-3,
 )
 steps = RING * -(-len(points) // 512)
-falling = gan.adam(optax.linear_schedule(small.learning_rate, 0.0, steps), small)
-game = gan.build(small, points.shape[1:], optimizer=falling)
+falling = game.adam(optax.linear_schedule(small.learning_rate, 0.0, steps))
+players = gan.build(small, points.shape[1:], optimizer=falling)
 nets = gan.build_nets(small, points.shape[1:])
 keys = jax.random.split(jax.random.key(0), N_SEEDS)
 made = {}
@@ -78,7 +78,9 @@ def watch(epoch, state, terms):
         )
 
 
-ring = train.fit(keys, game, points, epochs=RING, batch_size=512, refresh_every=0, on_epoch=watch)
+ring = train.fit(
+    keys, players, points, epochs=RING, batch_size=512, refresh_every=0, on_epoch=watch
+)
 
 # %% [markdown]
 # Real points beside made ones, after the first epoch, after a tenth of the training, and at its
@@ -101,7 +103,7 @@ for s in range(N_SEEDS):
 
 # %% [markdown]
 # ## Digits
-# Convolutions on both sides, and a penalty for pictures. `loss` is the sum of both players' losses,
+# Perceptrons on both sides, and a penalty for pictures. `loss` is the sum of both players' losses,
 # which says little about the game; `told`, the share of rows that the discriminator tells right,
 # and `spread`, the deviation of made rows over that of real ones, say more. A spread near 0 is a
 # collapse.
@@ -109,7 +111,7 @@ for s in range(N_SEEDS):
 # %%
 digits, labels = data.load("digits", limit=LIMIT)
 x = digits.x
-config = gan.Config(network="conv", is_bounded=True, embed_dim=16, hidden=(128, 128))
+config = gan.Config(is_bounded=True, embed_dim=16)
 pictures = gan.build(config, x.shape[1:])
 nets = gan.build_nets(config, x.shape[1:])
 played = train.fit(
