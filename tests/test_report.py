@@ -41,7 +41,8 @@ def assert_png(path: Path, low: int = 60, high: int = 1800) -> None:
 
 
 def test_choose_cannot_see_labels():
-    assert list(inspect.signature(scores.choose).parameters) == ["labels_all", "objectives"]
+    names = ["labels_all", "objectives", "chosen_by"]
+    assert list(inspect.signature(scores.choose).parameters) == names
 
 
 def test_choose_is_the_medoid_and_ties_go_to_the_objective():
