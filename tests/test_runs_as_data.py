@@ -171,4 +171,5 @@ def test_every_option_of_data_is_a_runs_own_or_can_be_given():
     """A new option has to be thought about where a run is the data."""
     names = {field.name for field in dataclasses.fields(config.Data)}
     own = {"labels", "limit", "partner", "kind"}
-    assert names - own == {"data", "n_clusters", "nuisance", "scaling", "held_out", "parts"}
+    given = {"data", "n_clusters", "nuisance", "scaling", "held_out", "parts", "made"}
+    assert names - own == given
