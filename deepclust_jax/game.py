@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deepclust_jax import losses
-from deepclust_jax.types import Array, Key, Metrics, Params
+from deepclust_jax import augment as augmentation
+from deepclust_jax import losses, networks
+from deepclust_jax.clustering import kmeans
+from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Params
 
 Change = Callable[[Key, Array], Array]  # of one row
 S = TypeVar("S")  # a state with step, params, opt_state, average and missed
 
 LABELLED_BY = ("code", "kmeans")
+BLOCK = 1024  # rows that are embedded or made at once
 _CHANGED = 0.7  # share of rows
 _MISSED = 10  # steps
 _SQUARES = 0.99  # b2 of Adam: the gradients of a game change
@@ -168,6 +171,48 @@ def moved(
     return state, metrics | {"taken": is_finite.astype(value.dtype)}
 
 
+def optimizers(
+    config: Any,
+    names: Collection[str],
+    slow: Collection[str],
+    optimizer: optax.GradientTransformation | None,
+    of_generator: optax.GradientTransformation | None,
+) -> dict[str, optax.GradientTransformation]:
+    """That of each player: `optimizer`, or the Adam of the config; of those in `slow`
+    `of_generator`, where there is one."""
+    tx = optimizer or adam(config.learning_rate, config.momentum)
+    return {name: of_generator or tx if name in slow else tx for name in names}
+
+
+def step_of(
+    loss: Callable[..., tuple[Array, Metrics]],
+    nets: Any,
+    config: Any,
+    players: Mapping[str, optax.GradientTransformation],
+    *,
+    slow: Collection[str],
+) -> Callable[[Key, S, Batch], tuple[S, Metrics]]:
+    """The step of a game: rows changed by `nets.change`, one backward pass for all players."""
+
+    def step(key: Key, state: S, batch: Batch) -> tuple[S, Metrics]:
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = augmentation.batch(augment_key, batch, nets.change)
+        (value, metrics), grads = losses.value_and_grad(loss)(
+            state.params, state, batch, loss_key, nets=nets, config=config
+        )
+        return moved(
+            state, value, metrics, grads, players,
+            slow=slow, ratio=config.ratio, memory=config.memory,
+        )  # fmt: skip
+
+    return step
+
+
+def generate(state: Any, z: Array, nets: Any) -> Array:
+    """The rows that the generator makes of z, by the mean of its past weights. -> [n, *shape]."""
+    return networks.apply_in_blocks(nets.generator.apply, state.average, z, block=BLOCK)
+
+
 def diverged(state: Any) -> np.ndarray:
     """Which runs [S] ended with ten steps in a row, or all, that were not taken: they stand where
     they were before, and would not go on. -> [S] bool."""
@@ -175,16 +220,91 @@ def diverged(state: Any) -> np.ndarray:
     return (step > 0) & (missed >= np.minimum(step, _MISSED))
 
 
-def draw(
-    key: Key, n: int, latent_dim: int, prior: Array, clusters: Array | None = None
-) -> tuple[Array, Array]:
-    """What a generator with a categorical code is given: normal noise, and a cluster of each row,
-    by the prior [k] or as told. -> [n, latent_dim], one-hot [n, k]."""
+def latents(
+    key: Key, n: int, width: int, config: Any, clusters: Array | None = None, scale: float = 1.0
+) -> Array:
+    """What n rows are made of: `width` normal numbers of a deviation `scale`, and as one-hot the
+    cluster of each row, by the prior of the config or as told. -> [n, width + k]."""
     noise_key, code_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (n, latent_dim))
+    noise = scale * jax.random.normal(noise_key, (n, width))
     if clusters is None:
-        clusters = jax.random.choice(code_key, len(prior), (n,), p=prior)
-    return noise, jax.nn.one_hot(clusters, len(prior))
+        prior = prior_of(config.prior, config.n_clusters)
+        clusters = jax.random.choice(code_key, config.n_clusters, (n,), p=prior)
+    return jnp.concatenate([noise, jax.nn.one_hot(clusters, config.n_clusters)], axis=1)
+
+
+def read(params: Params, z: Array, nets: Any, config: Any) -> tuple[Array, Array]:
+    """What R finds in E(x): numbers, and the logits of the clusters. -> [b, m], [b, k]."""
+    found = nets.reader.apply(params["reader"], z)
+    return found[:, : -config.n_clusters], found[:, -config.n_clusters :]
+
+
+def of_code(logits: Array, code: Array, mask: Array) -> Array:
+    """How well clusters [b, k], one-hot, are found: cross-entropy, nats, mean. -> []."""
+    return losses.masked_mean(-jnp.sum(code * jax.nn.log_softmax(logits), axis=1), mask)
+
+
+def check_coded(config: Any) -> None:
+    """Raise ValueError for settings that no method with a categorical code can have."""
+    losses.check_adversarial(config.objective)
+    prior_of(config.prior, config.n_clusters)
+    if config.labelled_by not in LABELLED_BY:
+        raise ValueError(
+            f"expected labelled_by {' or '.join(LABELLED_BY)}, found {config.labelled_by!r}"
+        )
+
+
+def coded(
+    state_of: Callable[..., S],
+    inputs: Callable[[Array], Mapping[str, tuple[Array, ...]]],
+    loss: Callable[..., tuple[Array, Metrics]],
+    nets: Any,
+    config: Any,
+    *,
+    slow: Collection[str],
+    optimizer: optax.GradientTransformation | None,
+    of_generator: optax.GradientTransformation | None,
+) -> Algorithm:
+    """The algorithm of a game with a categorical code, whose rows are labelled by the code that is
+    found in E(x), or by k-means on E(x).
+
+    `state_of` is its State, and `inputs` (rows) -> what each network is given, by its name.
+    """
+
+    def init(key: Key, batch: Batch) -> S:
+        examples = inputs(batch.x)
+        *keys, centroid_key = jax.random.split(key, len(examples) + 1)
+        pairs = zip(keys, examples.items(), strict=True)
+        params = {name: getattr(nets, name).init(own, *given) for own, (name, given) in pairs}
+        players = optimizers(config, params, slow, optimizer, of_generator)
+        opt_state = {name: players[name].init(own) for name, own in params.items()}
+        centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
+        return state_of(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=opt_state,
+            average=params["generator"],
+            missed=jnp.int32(0),
+            centroids=centroids,
+        )
+
+    def step(key: Key, state: S, batch: Batch) -> tuple[S, Metrics]:
+        players = optimizers(config, state.params, slow, optimizer, of_generator)
+        return step_of(loss, nets, config, players, slow=slow)(key, state, batch)
+
+    def refresh(key: Key, state: S, x: Array) -> S:
+        found = kmeans.fit(key, embed(state, x), config.n_clusters, n_init=config.n_init)
+        return state.replace(centroids=found.centroids)
+
+    def embed(state: S, x: Array) -> Array:
+        return networks.apply_in_blocks(nets.encoder.apply, state.params["encoder"], x, block=BLOCK)
+
+    def assign(state: S, z: Array) -> Array:
+        if config.labelled_by == "kmeans":
+            return kmeans.assign(z, state.centroids)[0]
+        return jnp.argmax(read(state.params, z, nets, config)[1], axis=1).astype(jnp.int32)
+
+    return Algorithm(init, step, refresh, embed, assign)
 
 
 def prior_of(sizes: Sequence[float], n_clusters: int) -> Array:
@@ -205,9 +325,3 @@ def prior_of(sizes: Sequence[float], n_clusters: int) -> Array:
             f"{' '.join(format(size, 'g') for size in sizes)}"
         )
     return jnp.asarray(shares)
-
-
-def check_labelling(labelled_by: str) -> None:
-    """Raise ValueError for a way to label rows that is neither "code" nor "kmeans"."""
-    if labelled_by not in LABELLED_BY:
-        raise ValueError(f"expected labelled_by {' or '.join(LABELLED_BY)}, found {labelled_by!r}")

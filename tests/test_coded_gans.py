@@ -75,7 +75,7 @@ def test_rows_are_labelled_by_code_or_by_kmeans(module):
     x = rows(90)
     state = algorithm.refresh(KEY, state, x)
     z = algorithm.embed(state, x)
-    logits = module.read(state.params, z, nets, config)[1]
+    logits = game.read(state.params, z, nets, config)[1]
     np.testing.assert_array_equal(algorithm.assign(state, z), logits.argmax(axis=1))
     other = module.build(dataclasses.replace(config, labelled_by="kmeans"), (6,))
     near = jnp.linalg.norm(z[:, None] - state.centroids[None], axis=2).argmin(axis=1)
@@ -100,7 +100,7 @@ def test_the_code_is_told_by_cross_entropy(module):
     value, told = total(module, config, nets, state, state.params)
     z = module.latents(jax.random.split(KEY, 3)[0], 24, config)
     made = nets.generator.apply(state.params["generator"], z)
-    found, logits = module.read(
+    found, logits = game.read(
         state.params, nets.encoder.apply(state.params["encoder"], made), nets, config
     )
     own = np.asarray(z)[:, -3:].argmax(axis=1)
@@ -128,7 +128,7 @@ def test_the_encoder_of_bi_gan_learns_from_real_rows_as_the_generator_from_made_
 
     def of_encoder(encoder):
         z = nets.encoder.apply(encoder, rows())
-        noise, logits = bi_gan.read(params, z, nets, config)
+        noise, logits = game.read(params, z, nets, config)
         code = jnp.concatenate([noise, jax.nn.softmax(logits)], axis=1)
         seen = nets.discriminator.apply(params["discriminator"], rows(), code)
         return jnp.mean(jax.nn.softplus(seen))  # -log(1 - D(x, F(x)))

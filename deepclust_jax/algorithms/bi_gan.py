@@ -28,12 +28,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepclust_jax import augment as augmentation
 from deepclust_jax import game, losses, networks
-from deepclust_jax.clustering import kmeans
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
-
-_BLOCK = 1024  # rows that `embed` sees at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +86,6 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     )
 
 
-def read(params: Params, z: Array, nets: Nets, config: Config) -> tuple[Array, Array]:
-    """What R finds in E(x). [b, embed_dim] -> n [b, latent_dim], logits of the clusters [b, k]."""
-    found = nets.reader.apply(params["reader"], z)
-    return found[:, : config.latent_dim], found[:, config.latent_dim :]
-
-
 def loss(
     params: Params, state: State, batch: Batch, key: Key, *, nets: Nets, config: Config
 ) -> tuple[Array, Metrics]:
@@ -110,7 +100,7 @@ def loss(
     code = latents(draw_key, len(batch.x), config)
     made = nets.generator.apply(params["generator"], code)
     made = game.changed(nets.change, change_key, made)
-    noise, found = read(params, nets.encoder.apply(params["encoder"], batch.x), nets, config)
+    noise, found = game.read(params, nets.encoder.apply(params["encoder"], batch.x), nets, config)
     shares = jax.nn.softmax(found)
     own_code = jnp.concatenate([noise, shares], axis=1)
 
@@ -137,14 +127,10 @@ def loss(
 def latents(key: Key, n: int, config: Config, clusters: Array | None = None) -> Array:
     """What n rows are made of, of the clusters [n] or of those that the prior has: z, whose last
     k numbers are the cluster. -> [n, latent_dim + k]."""
-    prior = game.prior_of(config.prior, config.n_clusters)
-    noise, code = game.draw(key, n, config.latent_dim, prior, clusters)
-    return jnp.concatenate([noise, code], axis=1)
+    return game.latents(key, n, config.latent_dim, config, clusters)
 
 
-def generate(state: State, z: Array, nets: Nets) -> Array:
-    """The rows that the generator makes of z. -> [n, *shape]."""
-    return networks.apply_in_blocks(nets.generator.apply, state.average, z, block=_BLOCK)
+generate = game.generate
 
 
 def build(
@@ -165,54 +151,19 @@ def build(
     Raises:
         ValueError: an unknown objective, network or way to label, or a prior that does not fit.
     """
-    losses.check_adversarial(config.objective)
-    game.prior_of(config.prior, config.n_clusters)
-    game.check_labelling(config.labelled_by)
-    augment = game.sometimes(augment)
-    nets = build_nets(config, shape)._replace(change=augment)
-    tx = optimizer or game.adam(config.learning_rate, config.momentum)
-    slow = ("encoder", "reader", "generator")
+    game.check_coded(config)
+    nets = build_nets(config, shape)._replace(change=game.sometimes(augment))
 
-    def optimizer_of(name: str) -> optax.GradientTransformation:
-        return of_generator or tx if name in slow else tx
-
-    def init(key: Key, batch: Batch) -> State:
-        keys = jax.random.split(key, 5)
-        code = jnp.zeros((len(batch.x), config.latent_dim + config.n_clusters))
-        params = {
-            "encoder": nets.encoder.init(keys[0], batch.x),
-            "reader": nets.reader.init(keys[1], jnp.zeros((len(batch.x), config.embed_dim))),
-            "discriminator": nets.discriminator.init(keys[2], batch.x, code),
-            "generator": nets.generator.init(keys[3], code),
+    def inputs(x: Array) -> dict[str, tuple[Array, ...]]:
+        code = jnp.zeros((len(x), config.latent_dim + config.n_clusters))
+        return {
+            "encoder": (x,),
+            "reader": (jnp.zeros((len(x), config.embed_dim)),),
+            "discriminator": (x, code),
+            "generator": (code,),
         }
-        centroids = jax.random.normal(keys[4], (config.n_clusters, config.embed_dim))
-        opt_state = {name: optimizer_of(name).init(own) for name, own in params.items()}
-        return State(jnp.int32(0), params, opt_state, params["generator"], jnp.int32(0), centroids)
 
-    def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
-        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = augmentation.batch(augment_key, batch, augment)
-        (value, metrics), grads = losses.value_and_grad(loss)(
-            state.params, state, batch, loss_key, nets=nets, config=config
-        )
-        optimizers = {name: optimizer_of(name) for name in state.params}
-        return game.moved(
-            state, value, metrics, grads, optimizers,
-            slow=slow, ratio=config.ratio, memory=config.memory,
-        )  # fmt: skip
-
-    def refresh(key: Key, state: State, x: Array) -> State:
-        found = kmeans.fit(key, embed(state, x), config.n_clusters, n_init=config.n_init)
-        return state.replace(centroids=found.centroids)
-
-    def embed(state: State, x: Array) -> Array:
-        return networks.apply_in_blocks(
-            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
-        )
-
-    def assign(state: State, z: Array) -> Array:
-        if config.labelled_by == "kmeans":
-            return kmeans.assign(z, state.centroids)[0]
-        return jnp.argmax(read(state.params, z, nets, config)[1], axis=1).astype(jnp.int32)
-
-    return Algorithm(init, step, refresh, embed, assign)
+    return game.coded(
+        State, inputs, loss, nets, config, slow=("encoder", "reader", "generator"),
+        optimizer=optimizer, of_generator=of_generator,
+    )  # fmt: skip

@@ -33,12 +33,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepclust_jax import augment as augmentation
 from deepclust_jax import game, losses, networks
 from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
-
-_BLOCK = 1024  # rows that `embed` sees at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +117,7 @@ def latents(key: Key, n: int, config: Config) -> Array:
     return jax.random.normal(key, (n, config.latent_dim))
 
 
-def generate(state: State, z: Array, nets: Nets) -> Array:
-    """The rows that the generator makes of z. -> [n, *shape]."""
-    return networks.apply_in_blocks(nets.generator.apply, state.average, z, block=_BLOCK)
+generate = game.generate
 
 
 def build(
@@ -144,10 +139,9 @@ def build(
         ValueError: an unknown objective or network, or more axes than features.
     """
     losses.check_adversarial(config.objective)
-    augment = game.sometimes(augment)
-    nets = build_nets(config, shape)._replace(change=augment)
-    tx = optimizer or game.adam(config.learning_rate, config.momentum)
-    optimizers = {"encoder": tx, "generator": of_generator or tx}
+    nets = build_nets(config, shape)._replace(change=game.sometimes(augment))
+    slow = ("generator",)
+    players = game.optimizers(config, ("encoder", *slow), slow, optimizer, of_generator)
     width = config.hidden[-1]
     if config.embed_dim > width:
         raise ValueError(
@@ -161,26 +155,17 @@ def build(
         generator = nets.generator.init(generator_key, z)
         params = {"encoder": nets.encoder.init(encoder_key, batch.x), "generator": generator}
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
-        opt_state = {name: optimizers[name].init(own) for name, own in params.items()}
+        opt_state = {name: players[name].init(own) for name, own in params.items()}
         view = whitening.unfitted(width, config.embed_dim)
         return State(
             jnp.int32(0), params, opt_state, generator, jnp.int32(0), view, kmeans.unit(centroids)
         )
 
-    def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
-        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = augmentation.batch(augment_key, batch, augment)
-        (value, metrics), grads = losses.value_and_grad(loss)(
-            state.params, state, batch, loss_key, nets=nets, config=config
-        )
-        return game.moved(
-            state, value, metrics, grads, optimizers,
-            slow=("generator",), ratio=config.ratio, memory=config.memory,
-        )  # fmt: skip
+    step = game.step_of(loss, nets, config, players, slow=slow)
 
     def features(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(
-            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
+            nets.encoder.apply, state.params["encoder"], x, block=game.BLOCK
         )
 
     def refresh(key: Key, state: State, x: Array) -> State:
