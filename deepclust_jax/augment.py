@@ -23,7 +23,7 @@ def batch(key: Key, batch: Batch, augment: Callable[[Key, Array], Array] | None)
     """
     if augment is None:
         return batch
-    return batch._replace(x=_each(key, batch.x, augment), clean=batch.x)
+    return batch._replace(x=every(key, batch.x, augment), clean=batch.x)
 
 
 def pair(
@@ -58,8 +58,8 @@ def pair(
         # fold_in: the draws of `augment` are from the same key.
         return x if deviation is None else noise(jax.random.fold_in(key, 1), x, scale=deviation)
 
-    one = _each(one_key, batch.x, change)
-    return batch._replace(x=one, clean=batch.x, partner=_each(other_key, other, change))
+    one = every(one_key, batch.x, change)
+    return batch._replace(x=one, clean=batch.x, partner=every(other_key, other, change))
 
 
 def _gap(x: Array, partner: Array, mask: Array) -> Array:
@@ -260,7 +260,7 @@ def mask(key: Key, x: Array, *, rate: float = 0.2) -> Array:
     return jnp.where(jax.random.bernoulli(key, rate, x.shape), 0.0, x)
 
 
-def _each(key: Key, x: Array, augment: Callable[[Key, Array], Array]) -> Array:
+def every(key: Key, x: Array, augment: Callable[[Key, Array], Array]) -> Array:
     """Every row changed by a draw of its own."""
     # Keys by place in the batch: padding changes no other row's draw.
     return jax.vmap(augment)(jax.random.split(key, x.shape[0]), x)

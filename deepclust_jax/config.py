@@ -266,6 +266,7 @@ _PHOTO = {
     "contrastive": {"network": "conv", "learning_rate": 2e-3},
     "info_max": {"network": "conv", "pretrain_learning_rate": 2e-3},
 }
+GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")  # of generator and discriminator
 _LIPSCHITZ = 10.0  # of --objective wasserstein, in every profile (Gulrajani et al. 2017)
 _GAN = {
     "hidden": (256, 256), "embed_dim": 32, "epochs": 50, "learning_rate": 1e-3, "decay": 1.0,
@@ -387,13 +388,12 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 _LEAST_STEPS = {
     "autoencoder": 2000, "joint": 700, "contrastive": 3700, "photo": 8000, "rotation": 1000,
     "mmdc": 1000, "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
-    "gan": 3000, "info_gan": 3000, "cluster_gan": 3000, "bi_gan": 3000,
+    **dict.fromkeys(GAMES, 3000),
 }  # fmt: skip
 
-_GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")
 _OBJECTIVES = {
     "info_max": ("information", "agreement", "invariance"),
-    **dict.fromkeys(_GAMES, ("logistic", "hinge", "wasserstein")),
+    **dict.fromkeys(GAMES, ("logistic", "hinge", "wasserstein")),
 }
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
@@ -590,7 +590,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     is_usual = options.method.profile == "practical" and options.network.network in (None, "conv")
     if options.method.augment == "photo" and is_usual:
         defaults = defaults | _PHOTO.get(method, {})
-    if options.method.objective == "wasserstein" and method in _GAMES:
+    if options.method.objective == "wasserstein" and method in GAMES:
         defaults = defaults | {"penalty": _LIPSCHITZ}  # without, that is no distance
     if options.network.network == "resnet":
         defaults = defaults | {"hidden": RESNET_18}

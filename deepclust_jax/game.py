@@ -116,9 +116,7 @@ def sometimes(change: Change | None) -> Change | None:
 
 def changed(change: Change | None, key: Key, made: Array) -> Array:
     """Made rows [b, ...], each changed by a draw of its own."""
-    if change is None:
-        return made
-    return jax.vmap(change)(jax.random.split(key, len(made)), made)
+    return made if change is None else augmentation.every(key, made, change)
 
 
 def adam(rate: optax.ScalarOrSchedule, momentum: float = 0.0) -> optax.GradientTransformation:

@@ -56,7 +56,6 @@ FREE = ("out", "resume", "overwrite", "config", "compilation_cache")
 _DEVIATIONS = 0.05, 20.0
 _SAVE_EVERY = 60.0  # seconds between checkpoints
 _ON_PAIRS = ("contrastive", "info_max")
-GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")  # of generator and discriminator
 _WITH_BLOCKS = ("rotation", "mmdc", "deep_cluster")
 _WORD = speech.COEFFICIENTS, 1  # axes of a word behind that of time
 _PARTNERS = 5  # neighbours of a row that a partner is drawn from
@@ -184,7 +183,7 @@ def phases(
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method == "contrastive":
         return [contrastive_phase("train", training.learning_rate, training.epochs)]
-    if method.method in GAMES:
+    if method.method in config.GAMES:
         own = game_config(options, is_bounded)
         rate = falling(training.learning_rate, training.epochs)
         players = game.adam(rate), game.adam(lambda count: rate(count * own.ratio))
@@ -248,7 +247,7 @@ def phases(
 
 
 def game_config(options: config.Options, is_bounded: bool) -> Any:
-    """The settings that the options name of a method of GAMES, for rows in 0..1 or others."""
+    """The settings that the options name of a game, for rows in 0..1 or others."""
     method, network = options.method, options.network
     coded = {} if method.method == "gan" else {
         "prior": tuple(method.prior or ()), "labelled_by": method.labelled_by
@@ -343,7 +342,7 @@ def execute(
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
-    bounded = options.method.method in GAMES and is_bounded(x)
+    bounded = options.method.method in config.GAMES and is_bounded(x)
     todo = phases(options, tuple(x.shape), filled=filled, is_bounded=bounded)
     if options.data.scaling == "none" and not any(_begun(folder, phase) for phase in todo):
         _check_deviation(x)
@@ -559,7 +558,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in _WITH_BLOCKS:
         return _check_blocks(method.method, network, row)
-    if method.method in GAMES:
+    if method.method in config.GAMES:
         _check_game(options)
     if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")

@@ -281,7 +281,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     Raises:
         Diverged: one of them did; the others are written.
     """
-    from deepclust_jax import game, run, train
+    from deepclust_jax import config, game, run, train
 
     begin = time.perf_counter()
     if row == "kmeans":
@@ -298,7 +298,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     z, found = train.embed(trained.algorithm, trained.state, dataset.x)
     took, diverged = time.perf_counter() - begin, []
     # A game that is lost keeps finite weights.
-    is_game = cell.method.method in run.GAMES
+    is_game = cell.method.method in config.GAMES
     lost = game.diverged(trained.state) if is_game else np.zeros(len(seeds), bool)
     for seed, codes, assigned, is_lost in zip(seeds, z, found, lost, strict=True):
         if is_lost or not np.isfinite(codes).all():

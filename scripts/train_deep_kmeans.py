@@ -104,15 +104,16 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(
             f"--augment speech needs sounds with --scaling speech, found {dataset.kind} data"
         )
-    rows = rows_to_train(options, dataset)
+    made = run_directory.made_for(options.data, dataset)
+    rows = rows_to_train(options, dataset, made)
     options = with_parts(config.resolve(given, rows.shape[0]), dataset)
-    options = with_clusters(options, dataset)
+    options = with_clusters(options, dataset, rows)
     run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
     run.check_pairs(options, rows)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
     checksums = {config.CHECKSUM: dataset.checksum}
-    if (made := run_directory.made_for(options.data, dataset)) is not None:
+    if made is not None:
         checksums[config.MADE] = f"{len(made)} {arrays.checksum(made)}"
     folder = prepare_folder(given, options, checksums)
     print(facts(options, dataset, labels))
@@ -161,18 +162,17 @@ def facts(options: config.Options, dataset, labels) -> str:
     )
 
 
-def rows_to_train(options: config.Options, dataset):
-    """The rows but for the last --held-out, and those of --made.
+def rows_to_train(options: config.Options, dataset, made=None):
+    """The rows but for the last --held-out, and the made ones of --made or None.
 
     Raises ConfigError where too few are left, or where they stay on disk.
     """
     import numpy as np
 
     from deepclust_jax.data import preprocessing
-    from deepclust_jax.report import run_directory
 
     held_out, n = options.data.held_out, dataset.x.shape[0]
-    if not held_out and options.data.made is None:
+    if not held_out and made is None:
         return dataset.x
     k = options.data.n_clusters or dataset.n_clusters
     left, k = n - held_out, 2 if options.method.merge or k is None else k
@@ -185,7 +185,6 @@ def rows_to_train(options: config.Options, dataset):
             "expected rows that fit in memory beside --held-out and --made; use --limit, or leave "
             "them out"
         )
-    made = run_directory.made_for(options.data, dataset)
     return dataset.x[:left] if made is None else np.concatenate([dataset.x[:left], made])
 
 
@@ -219,13 +218,13 @@ def check_changes(dataset) -> None:
             )
 
 
-def with_clusters(options: config.Options, dataset) -> config.Options:
+def with_clusters(options: config.Options, dataset, rows) -> config.Options:
     """The options with `n_clusters`, from the documentation of a named set if not given; what
     --merge begins with is no more than the distinct rows trained on."""
     k = options.data.n_clusters or dataset.n_clusters
     n = dataset.x.shape[0]
     if options.method.merge:
-        k = max(count_distinct(rows_to_train(options, dataset), k), 2)
+        k = max(count_distinct(rows, k), 2)
     if k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
     if not 2 <= k <= n:

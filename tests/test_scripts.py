@@ -742,8 +742,9 @@ def test_merging_begins_with_no_more_clusters_than_distinct_rows(held_out, k):
         )
     )
     assert options.data.n_clusters == config.MOST_CLUSTERS
-    assert len(TRAIN.rows_to_train(options, dataset)) == len(rows) - held_out
-    found = TRAIN.with_clusters(options, dataset).data.n_clusters
+    trained_on = TRAIN.rows_to_train(options, dataset)
+    assert len(trained_on) == len(rows) - held_out
+    found = TRAIN.with_clusters(options, dataset, trained_on).data.n_clusters
     assert found == k == len(np.unique(rows[: len(rows) - held_out]))
 
 

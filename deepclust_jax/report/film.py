@@ -17,7 +17,7 @@ from deepclust_jax.report import figures, logs, pretext
 FRAMES, FILM, MEASURES = "frames", "film.gif", "made.jsonl"
 _COMPARED = 1000  # rows of each kind, measured in an epoch
 _MOST, _LASTING = 50, 120  # frames of a film, and milliseconds of each
-_COLUMNS = 10  # rows that are made of each cluster
+COLUMNS = 10  # rows that are made of each cluster
 _STILL = 2000  # milliseconds of the last frame
 
 
@@ -27,17 +27,17 @@ def watcher(
     """What measures, and where rows are of the kind "image" draws, what run 0 makes in some epochs,
     to be given (epochs done, epochs, state [S]). x are all rows, also those held out. None where
     the method makes no rows."""
-    if options.method.method not in run.GAMES:
+    if options.method.method not in config.GAMES:
         return None
     key = run.seed_keys(options)[0]
-    real = np.asarray(x[np.linspace(0, len(x) - 1, min(_COMPARED, len(x))).astype(int)])
-    real = real.reshape(len(real), -1)
+    real = np.asarray(x[pretext.compared(x, _COMPARED)]).reshape(-1, math.prod(x.shape[1:]))
+    maker_of = pretext.makers(options, x)
     is_seen = kind == "image" and x.shape[-1] in (1, 3)
 
     def on_state(epoch: int, epochs: int, state: Any) -> None:
         if epoch > 1 and epoch < epochs and epoch % math.ceil(epochs / _MOST):
             return
-        maker = pretext.maker(options, x, jax.tree.map(lambda leaf: leaf[0], state))
+        maker = maker_of(jax.tree.map(lambda leaf: leaf[0], state))
         made = maker.make(maker.latents(key, len(real))).reshape(len(real), -1)
         own = pretext.measured(real, made, frechet=real.shape[1] <= pretext.WIDEST)
         own = {name: own[name] for name in ("frechet", "coverage") if name in own}
@@ -46,7 +46,7 @@ def watcher(
         if is_seen:
             (folder / FRAMES).mkdir(exist_ok=True)
             images = maker.make(latents(maker, key, options))
-            figures.grid(folder / FRAMES / f"{epoch:06d}.png", images, _COLUMNS)
+            figures.grid(folder / FRAMES / f"{epoch:06d}.png", images, COLUMNS)
 
     return on_state
 
@@ -69,9 +69,9 @@ def latents(maker: pretext.Maker, key: jax.Array, options: config.Options) -> ja
     """Ten latents of each cluster, of at most 30, where the method has a code; else a hundred.
     -> [n, m]."""
     if options.method.method == "gan":
-        return maker.latents(key, _COLUMNS**2)
+        return maker.latents(key, COLUMNS**2)
     k = min(options.data.n_clusters, figures.MAX_CLUSTERS)
-    clusters = np.repeat(np.arange(k), _COLUMNS)
+    clusters = np.repeat(np.arange(k), COLUMNS)
     return maker.latents(key, len(clusters), jnp.asarray(clusters))
 
 
@@ -79,9 +79,9 @@ def walks(maker: pretext.Maker, key: jax.Array, options: config.Options) -> np.n
     """What is made on the way from one latent to the next, ten steps each: of the clusters in
     turn, all else equal, where there is a code; else of ten draws. -> [n * 10, h, w, c]."""
     if options.method.method == "gan":
-        ends = maker.latents(key, _COLUMNS)
+        ends = maker.latents(key, COLUMNS)
         # On a circle between them all draws are as likely as the ends.
-        angles = 0.5 * np.pi * np.linspace(0.0, 1.0, _COLUMNS)
+        angles = 0.5 * np.pi * np.linspace(0.0, 1.0, COLUMNS)
         shares = np.cos(angles), np.sin(angles)
     else:
         k = min(options.data.n_clusters, figures.MAX_CLUSTERS)
@@ -89,7 +89,7 @@ def walks(maker: pretext.Maker, key: jax.Array, options: config.Options) -> np.n
         codes = jax.nn.one_hot(jnp.arange(k), options.data.n_clusters)
         noise = jnp.repeat(one[:, : -options.data.n_clusters], k, axis=0)
         ends = jnp.concatenate([noise, codes], axis=1)
-        steps = np.linspace(0.0, 1.0, _COLUMNS)
+        steps = np.linspace(0.0, 1.0, COLUMNS)
         shares = 1.0 - steps, steps
     after = jnp.roll(ends, -1, axis=0)
     one, other = (jnp.asarray(share)[None, :, None] for share in shares)

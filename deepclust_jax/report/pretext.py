@@ -1,7 +1,7 @@
 """What a network has learnt from labels that it made itself, beside the clusters it is used for."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,14 +101,14 @@ class Maker(NamedTuple):
     make: Callable[[jax.Array], np.ndarray]  # z [n, m] -> rows [n, *shape]
 
 
-def maker(options: config.Options, x: Any, state: Any) -> Maker:
+def makers(options: config.Options, x: Any) -> Callable[[Any], Maker]:
     """The generator of a state [], for rows x of which the last may have been held out."""
     module = run.METHODS[options.method.method]
     # As training saw it: by the first rows of those that were not held out.
     first = x[: min(run.FIRST, len(x) - options.data.held_out)]
     own = run.game_config(options, run.is_bounded(first))
     nets = module.build_nets(own, x.shape[1:])
-    return Maker(
+    return lambda state: Maker(
         lambda key, n, *clusters: module.latents(key, n, own, *clusters),
         lambda z: np.asarray(module.generate(state, z, nets)),
     )
@@ -117,16 +117,16 @@ def maker(options: config.Options, x: Any, state: Any) -> Maker:
 def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarray:
     """Rows that the generator of each run makes, as many as there are or 5,000.
     -> [S, m, *shape]."""
-    made = []
+    maker, made = makers(options, x), []
     for s, key in enumerate(run.seed_keys(options)):
-        own = maker(options, x, jax.tree.map(lambda leaf, s=s: leaf[s], trained.state))
+        own = maker(jax.tree.map(lambda leaf, s=s: leaf[s], trained.state))
         made.append(own.make(own.latents(key, min(_MADE, len(x)))))
     return np.stack(made)
 
 
-def compared(x: Any) -> np.ndarray:
+def compared(x: Any, most: int = _MADE) -> np.ndarray:
     """The numbers of the real rows that made ones are compared with: some of all. -> [m]."""
-    return np.linspace(0, len(x) - 1, min(_MADE, len(x))).astype(int)
+    return np.linspace(0, len(x) - 1, min(most, len(x))).astype(int)
 
 
 def measured(real: np.ndarray, made: np.ndarray, *, frechet: bool = True) -> dict[str, float]:
@@ -153,18 +153,26 @@ def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     or none that is finite.
     """
     real = np.asarray(x[compared(x)]).reshape(-1, math.prod(x.shape[1:]))
-    found: dict[str, list[float]] = {}
+    found = []
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         own = measured(real, made, frechet=real.shape[1] <= WIDEST)
         own |= {"copies": math.nan, "spread": math.nan}
         if _is_sound(real, made):
             own["copies"] = metrics.memorised(real, made)
             own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
-        for name, value in own.items():
-            found.setdefault(name, []).append(value)
-    report: dict[str, Any] = {name: scores.summary(np.array(v)) for name, v in found.items()}
-    collapsed = [s for s, value in enumerate(found["spread"]) if not value >= 0.1]
-    return {"made": report, "compared": len(real), "collapsed": collapsed}
+        found.append(own)
+    collapsed = [s for s, own in enumerate(found) if not own["spread"] >= 0.1]
+    return {"made": _summaries(found), "compared": len(real), "collapsed": collapsed}
+
+
+def _summaries(by_run: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    return {n: scores.summary(np.array([own[n] for own in by_run])) for n in by_run[0]}
+
+
+def _classes(found: np.ndarray, true: np.ndarray, n_classes: int) -> float:
+    """How many classes are found with a tenth or more of their share of the true ones."""
+    sizes, wanted = (np.bincount(y, minlength=n_classes) for y in (found, true))
+    return float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))
 
 
 def uncovered(report: dict[str, Any]) -> np.ndarray | None:
@@ -184,8 +192,7 @@ def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[st
     true, k, found = labels[chosen], labels.max() + 1, []
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         near = np.asarray(neighbors.nearest(real, 1, queries=made).index)[:, 0]
-        sizes, wanted = (np.bincount(y, minlength=k) for y in (true[near], true))
-        found.append(float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0))))
+        found.append(_classes(true[near], true, k))
     return scores.summary(np.array(found))
 
 
@@ -194,8 +201,7 @@ def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any
     saw all labels, which decide nothing: the measures of `of_game`, and how many classes it finds
     among made rows, each with a tenth or more of its share of real ones. None where the rows that
     it would learn from are of one class."""
-    most = min(len(x), _LEARNT, max(5, _NUMBERS // math.prod(x.shape[1:])))
-    learnt = np.linspace(0, len(x) - 1, most).astype(int)
+    learnt = compared(x, min(_LEARNT, max(5, _NUMBERS // math.prod(x.shape[1:]))))
     if labels[learnt].max() < 1 or len(learnt) < 5:
         return None
     judge = classifier.fit(
@@ -203,16 +209,12 @@ def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any
     )
     chosen = compared(x)
     real, true = classifier.features(judge, x[chosen]), labels[chosen]
-    found: dict[str, list[float]] = {}
+    found = []
     for made in made_by_run:
         own = measured(real, classifier.features(judge, made))
-        kinds = classifier.classes(judge, made), true
-        sizes, wanted = (np.bincount(y, minlength=judge.n_classes) for y in kinds)
-        own["classes"] = float(np.sum((sizes >= 0.1 * wanted) & (wanted > 0)))
-        for name, value in own.items():
-            found.setdefault(name, []).append(value)
-    measures = {name: scores.summary(np.array(v)) for name, v in found.items()}
-    return {"accuracy": judge.accuracy, "made": measures}
+        own["classes"] = _classes(classifier.classes(judge, made), true, judge.n_classes)
+        found.append(own)
+    return {"accuracy": judge.accuracy, "made": _summaries(found)}
 
 
 _GIVEN = 8  # tokens of a document that a text begins with

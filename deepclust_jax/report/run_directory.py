@@ -47,7 +47,7 @@ def write(
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     objectives, chosen_by = final_losses(folder, len(labels_all)), "final loss"
-    if options.method.method in run.GAMES:
+    if options.method.method in config.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
         played = pretext.of_game(made, dataset.x)
         played["diverged"] = np.flatnonzero(game.diverged(trained.state)).tolist()
@@ -88,7 +88,7 @@ def write(
         report["pretext"] = pretext.of_deep_cluster(trained)
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
-    if options.method.method in run.GAMES:
+    if options.method.method in config.GAMES:
         if labels is not None:
             played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
             judged = pretext.judged(made, dataset.x, labels)
@@ -122,7 +122,7 @@ def write(
             folder / "samples.md", shown.raw, found, distances,
             words=report["words"], written=written,
         )  # fmt: skip
-    if options.method.method in run.GAMES:
+    if options.method.method in config.GAMES:
         _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
@@ -222,9 +222,10 @@ def made_for(given: config.Data, dataset: Dataset) -> np.ndarray | None:
     if folder is None:
         return None
     own = run.read_options(folder)
-    if own.method.method not in run.GAMES:
+    if own.method.method not in config.GAMES:
         raise config.ConfigError(
-            f"expected --made as a run of {', '.join(run.GAMES)}, found one of {own.method.method}"
+            f"expected --made as a run of {', '.join(config.GAMES)}, found one of "
+            f"{own.method.method}"
         )
     made = _read_array(folder / "made.npy")
     checksum, fitted = folder / config.CHECKSUM, dataset.preprocessing
@@ -344,7 +345,7 @@ def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> N
     if dataset.kind != "image" or made.shape[-1] not in (1, 3):
         return
     state = jax.tree.map(lambda leaf: leaf[chosen], trained.state)
-    maker, key = pretext.maker(options, dataset.x, state), run.seed_keys(options)[chosen]
+    maker, key = pretext.makers(options, dataset.x)(state), run.seed_keys(options)[chosen]
     title = "of made ones, nearest to the centroid"
     if options.method.method == "gan":
         own = jax.tree.map(lambda leaf: leaf[None], state)
@@ -356,7 +357,7 @@ def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> N
         labels = np.asarray(z[:, -options.data.n_clusters :].argmax(axis=1))
         distances = np.zeros(len(made))
     figures.sample_images(folder / "made.png", _Scaled(made), labels, distances, title=title)
-    figures.grid(folder / "walk.png", film.walks(maker, key, options), 10)
+    figures.grid(folder / "walk.png", film.walks(maker, key, options), film.COLUMNS)
     film.write(folder)
 
 
