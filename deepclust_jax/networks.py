@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from deepclust_jax import bfloat16
 from deepclust_jax.data.tokens import START
@@ -82,7 +83,14 @@ def _convolve_by_product(x: Array, kernel: Array, *, stride: int) -> Array:
         max(r - 1 + k - n, 0) for r, k, n in zip(reach, (height, width), x.shape[1:3], strict=True)
     ]
     border = [(m // 2, m - m // 2) for m in missing]
-    x = jnp.pad(x, ((0, 0), *border, (0, 0)))
+    return _by_product(jnp.pad(x, ((0, 0), *border, (0, 0))), kernel, size, stride)
+
+
+def _by_product(x: Array, kernel: Array, size: Sequence[int], stride: int = 1) -> Array:
+    """Sums over the kernel of pictures with a border, as one product of patches and kernel, for
+    `size` places. [b, h', w', c], [a, a', c, o] -> [b, *size, o]."""
+    height, width, inputs, outputs = kernel.shape
+    reach = [(m - 1) * stride + 1 for m in size]
     places = [
         x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
         for i in range(height)
@@ -90,6 +98,32 @@ def _convolve_by_product(x: Array, kernel: Array, *, stride: int) -> Array:
     ]
     patches = jnp.concatenate(places, axis=-1).reshape(-1, height * width * inputs)
     return jnp.dot(patches, kernel.reshape(-1, outputs)).reshape(len(x), *size, outputs)
+
+
+def _double_by_product(x: Array, kernel: Array) -> Array:
+    """`lax.conv_transpose` with stride 2 and padding "SAME", as one product for all four pixels
+    that each becomes: taps of the kernel on zeros between pixels are left out, three in four."""
+    size, outputs = len(kernel), kernel.shape[-1]
+    # Pixel i is at 2 i + 1 among the zeros, and pixel 2 i + r of the output begins to see there at
+    # 2 i + r - (size - 1) // 2: its tap a is on pixel i + offset.
+    taps = [
+        (r, a, (r - (size - 1) // 2 + a - 1) // 2)
+        for r in (0, 1)
+        for a in range(size)
+        if (r - (size - 1) // 2 + a) % 2
+    ]
+    before, behind = -min(offset for *_, offset in taps), max(offset for *_, offset in taps)
+    reach = before + behind + 1
+    index = np.full((2, reach), size)  # of the tap; `size` is none
+    for r, a, offset in taps:
+        index[r, before + offset] = a
+    none = ((0, 1), (0, 1), (0, 0), (0, 0))
+    parts = jnp.pad(kernel, none)[index][:, :, index]  # [2, reach, 2, reach, inputs, outputs]
+    parts = parts.transpose(1, 3, 4, 0, 2, 5).reshape(reach, reach, x.shape[-1], 4 * outputs)
+    border = (before, behind)
+    found = _by_product(jnp.pad(x, ((0, 0), border, border, (0, 0))), parts, x.shape[1:3])
+    found = found.reshape(*found.shape[:3], 2, 2, outputs).transpose(0, 1, 3, 2, 4, 5)
+    return found.reshape(len(x), 2 * x.shape[1], 2 * x.shape[2], outputs)
 
 
 class ConvTranspose(nn.Module):
@@ -105,15 +139,10 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", _kernel_init(_WIDE), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
-        def by_product(x, kernel):
-            # One zero before each pixel: the size doubles, and borders are those of lax.
-            spread = jax.lax.pad(x, 0.0, ((0, 0, 0), (1, 0, 1), (1, 0, 1), (0, 0, 0)))
-            return _convolve_by_product(spread, kernel, stride=1)
-
         x = jax.lax.platform_dependent(
             x,
             kernel,
-            cpu=by_product,
+            cpu=_double_by_product,
             default=lambda x, kernel: jax.lax.conv_transpose(x, kernel, (2, 2), "SAME"),
         )
         return x + bias[None, None, None]
