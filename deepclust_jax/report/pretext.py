@@ -196,6 +196,20 @@ def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[st
     return scores.summary(np.array(found))
 
 
+def near_centres(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
+    """Share of made points that lie within 3 deviations of the centre of a class, in each run: the
+    usual measure for GANs of points about centres. Points [n, d] and their labels [n]; a deviation
+    is that of one coordinate, of the class."""
+    rows, near = np.asarray(x, np.float64), []
+    own = [rows[labels == c] for c in np.unique(labels)]
+    centres = np.stack([points.mean(axis=0) for points in own])
+    reach = 3.0 * np.array([np.sqrt(points.var(axis=0).mean()) for points in own])
+    for made in made_by_run:
+        gaps = np.linalg.norm(made[:, None] - centres[None], axis=2)
+        near.append(np.mean((gaps <= reach[None]).any(axis=1)))
+    return scores.summary(np.array(near))
+
+
 def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any] | None:
     """How the rows that each run made compare with real ones by the features of a classifier that
     saw all labels, which decide nothing: the measures of `of_game`, and how many classes it finds

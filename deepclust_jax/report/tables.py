@@ -66,7 +66,7 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 def _measures(made: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, score in made.items():
-        is_share = name in ("precision", "recall", "coverage")
+        is_share = name in ("precision", "recall", "coverage", "near")
         text, unit = (_percent, " [%]") if is_share else (_number, "")
         lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
     return lines

@@ -1,0 +1,201 @@
+"""How good made rows are, and whether they help where rows are few: runs of train_gan.py, and what
+front ends learn with and without the rows that they made.
+
+    python scripts/made_rows.py --runs usps usps-few      # trains what results/ lacks
+    python scripts/made_rows.py --table                   # rewrites the tables in README.md
+
+The results are the reports of these runs, one file each. A run that is stopped goes on where it was
+(runs/made_rows), and one whose command has changed since is trained again.
+"""
+
+import dataclasses
+import json
+import shlex
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import reproduce
+import tyro
+
+RESULTS = reproduce.ROOT / "results" / "made_rows"
+FOLDER = reproduce.ROOT / "runs" / "made_rows"
+
+Run = Literal[
+    "ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "stacked_mnist", "usps-few", "fsdd-few"
+]
+RUNS: dict[str, str] = {
+    "ring_8": "train_gan.py --data ring_8",
+    "grid_25": "train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.003 "
+    "--learning-rate 3e-3 --batch-size 512 --epochs 300",
+    "usps": "train_gan.py --data usps",
+    "mnist": "train_gan.py --data mnist --hidden 512 512 --penalty 3 --epochs 60",
+    "fashion_mnist": "train_gan.py --data fashion_mnist --hidden 512 512 --penalty 3 --epochs 60",
+    "stacked_mnist": "train_gan.py --data stacked_mnist --hidden 512 512 --penalty 3 --epochs 60",
+    "usps-few": "train_gan.py --data usps --limit 1000",
+    "fsdd-few": "train_gan.py --data fsdd --limit 1000",
+}
+# What learns of few rows, and of the same beside rows made by the run of that name.
+LEARNERS = {
+    "usps-few": ("autoencoder", "contrastive"),
+    "fsdd-few": ("autoencoder", "contrastive --augment speech"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train the runs of the tables of made rows, or write these."""
+
+    runs: tuple[Run, ...] = get_args(Run)
+    """What is trained. few: 1,000 rows, and what learns of them with and without made ones."""
+
+    seeds: int = 5
+    """Seeds 0 to this number less one."""
+
+    table: bool = False
+    """Train nothing; rewrite the tables in README.md from results/."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    if options.table:
+        reproduce.rewrite("made_rows", table())
+        print(f"Tables: {reproduce.README}")
+        return 0
+    if options.seeds < 1:
+        print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
+        return 2
+    for name in options.runs:
+        for cell, command in commands(name, options.seeds).items():
+            if code := train(cell, command):
+                return code
+    return 0
+
+
+def commands(name: str, seeds: int) -> dict[str, str]:
+    """What a run needs, by the name of its file: the game, then what learns beside what it made."""
+    game = f"{RUNS[name]} --seeds {seeds}"
+    found = {name: game}
+    for learner in LEARNERS.get(name, ()):
+        method = learner.split()[0]
+        own = f"train_deep_kmeans.py {_data(name)} --method {learner} --seeds {seeds}"
+        found[f"{name}-{method}"] = own
+        found[f"{name}-{method}-made"] = f"{own} --made {folder_of(name, game)}"
+    return found
+
+
+def _data(name: str) -> str:
+    """The options of a run that say which rows: `--data` and `--limit`."""
+    words = RUNS[name].split()
+    return " ".join(
+        f"{word} {words[i + 1]}" for i, word in enumerate(words) if word in ("--data", "--limit")
+    )
+
+
+def folder_of(cell: str, command: str) -> Path:
+    """The directory of a run, another for another command."""
+    return FOLDER / f"{cell}-{zlib.crc32(command.encode()):08x}"
+
+
+def train(cell: str, command: str) -> int:
+    """Train a run that results/ lacks, or has by another command, and keep its report. -> exit code
+    of its script."""
+    import train_deep_kmeans
+    import train_gan
+
+    file, folder = RESULTS / f"{cell}.json", folder_of(cell, command)
+    told = command.replace(f"{reproduce.ROOT}/", "")  # of this repository, wherever it lies
+    if file.exists() and json.loads(file.read_text())["command"] == told:
+        return 0
+    if not (folder / "report.json").exists():
+        script, *args = shlex.split(command)
+        if (folder / "config.json").exists():
+            args = ["--resume"]
+        module = train_gan if script == "train_gan.py" else train_deep_kmeans
+        print(f"{told} --out {folder.relative_to(reproduce.ROOT)}", flush=True)
+        if code := module.main([*args, "--out", str(folder)]):
+            return code
+    report = json.loads((folder / "report.json").read_text())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"command": told, **report}, indent=1) + "\n")
+    for left in ("checkpoint", "tensorboard"):  # large; the rows that were made stay
+        shutil.rmtree(folder / left, ignore_errors=True)
+    return 0
+
+
+def table() -> str:
+    """Both tables in Markdown, from results/."""
+    lines = [
+        "| data | classes made | coverage | recall | precision | within 3 deviations | "
+        "Fréchet distance, of seed 0 after the first and last epoch | ACC of clusters | "
+        "k-means on rows | seconds a seed | seeds |",
+        "|" + "---|" * 11,
+        *(_row(name, report) for name, report in reports()),
+        "",
+        "Measures compare as many made rows as real ones, up to 5,000, by the features of a "
+        "classifier that saw labels, those of points by where they lie. A class is made if it has "
+        "a tenth or more of its share. Within 3 deviations of the centre of a class lie that many "
+        "made points. Clusters are k-means on what the discriminator sees. Commands:",
+        "",
+        *(f"- {name}: `{report['command']}`" for name, report in reports()),
+        "",
+        "| 1,000 rows of | method | ACC | ACC with made rows beside | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, learners in LEARNERS.items():
+        for method in (learner.split()[0] for learner in learners):
+            pair = [_read(f"{name}-{method}"), _read(f"{name}-{method}-made")]
+            if all(pair):
+                own = (_percent(report["external"]["accuracy"]) for report in pair)
+                data = pair[0]["options"]["data"]
+                lines.append(f"| {data} | {method} | {' | '.join(own)} | {pair[0]['n_runs']} |")
+    return "\n".join(lines)
+
+
+def reports() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and report of every game that results/ has, in the order of RUNS."""
+    for name in RUNS:
+        if (report := _read(name)) is not None:
+            yield name, report
+
+
+def _read(cell: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{cell}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _row(name: str, report: Mapping[str, Any]) -> str:
+    from deepclust_jax.report import baselines
+
+    found = report["pretext"]
+    is_points = "near" in found["made"]
+    made = found["made"] if is_points or "judged" not in found else found["judged"]["made"]
+    epochs = sorted(found["over_training"], key=int)
+    frechet = " → ".join(f"{found['over_training'][epochs[i]]['frechet']:.3g}" for i in (0, -1))
+    rows = next(one for one in report["baselines"] if one["name"] == baselines.ROWS)
+    classes = reproduce.mean(np.array(made["classes"]["values"]))
+    shown = [
+        name,
+        f"{classes} of {report['options']['n_clusters']}",
+        *(_percent(made[measure]) for measure in ("coverage", "recall", "precision")),
+        _percent(made["near"]) if is_points else "–",
+        frechet,
+        _percent(report["external"]["accuracy"]),
+        _percent(rows["external"]["accuracy"]),
+        f"{sum(report['seconds'].values()) / report['n_runs']:,.0f}",
+        str(report["n_runs"]),
+    ]
+    return f"| {' | '.join(shown)} |"
+
+
+def _percent(score: Mapping[str, Any]) -> str:
+    return reproduce.mean(100 * np.array(score["values"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
