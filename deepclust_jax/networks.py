@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import bfloat16
-from deepclust_jax.data.tokens import START
+from deepclust_jax.data.tokens import PAD, START
 from deepclust_jax.types import Array, Key, Network, Params
 
 _CONVOLUTIONS = ((32, 5), (64, 5), (128, 3))  # channels and size, each of stride 2 (ConvDEC-DA)
 _WIDE = 0.5  # `start_variance` of wide networks, and of convolutions
+# Of the topic of a text: the variance of its first weights, as a mean of small numbers is smaller;
+# and how many words that say nothing it begins with, so that the first one does not decide it.
+_OF_TOPIC, _DOUBT = 64.0, 3.0
 
 
 def start_variance(widths: Sequence[int]) -> float:
@@ -380,11 +383,29 @@ class _Attention(nn.Module):
         return x + nn.Dense(width, kernel_init=_kernel_init(0.1))(hidden)
 
 
+def _so_far(values: Array, starts: Array) -> Array:
+    """Sums over the tokens of a text up to each, this one too. Windows follow one another, and a
+    text goes on from one to the next until another starts. [m, t, d], bool [m, t] -> [m, t, d]."""
+    text = jnp.cumsum(starts, axis=1)
+    seen = (text[:, :, None] == text[:, None, :]) & jnp.tri(starts.shape[1], dtype=bool)[None]
+    own = seen.astype(values.dtype) @ values
+
+    def join(one, other):
+        return one[0] | other[0], jnp.where(other[0], other[1], one[1] + other[1])
+
+    last = own[:, -1]
+    begins = jnp.broadcast_to((text[:, -1] > 0)[:, None], last.shape)
+    ends = jax.lax.associative_scan(join, (begins, last))[1]
+    before = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
+    return own + jnp.where(text[:, :, None] == 0, before[:, None], 0.0)
+
+
 class _Language(nn.Module):
     vocabulary: int
     kind: str
     widths: tuple[int, ...]
     length: int
+    topics: int
 
     def setup(self):
         width = self.widths[0]
@@ -396,6 +417,15 @@ class _Language(nn.Module):
                 "places", nn.initializers.normal(width**-0.5), (self.length, width)
             )
         self.layers = _reading_layers(self.kind, self.widths)
+        self.topic = self.param(
+            "topic", nn.initializers.normal(0.1), (self.vocabulary, self.topics)
+        )
+        self.weight = self.param("weight", nn.initializers.zeros, (self.vocabulary,))
+        self.of_topic = nn.Dense(
+            self.widths[-1],
+            use_bias=False,
+            kernel_init=nn.initializers.variance_scaling(_OF_TOPIC, "fan_in", "normal"),
+        )
         self.head = nn.Sequential([nn.LayerNorm(), nn.Dense(width)])
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
 
@@ -404,16 +434,21 @@ class _Language(nn.Module):
 
     def states(self, tokens):
         starts = tokens == START
+        is_word = (tokens != START) & (tokens != PAD)
+        weights = jnp.where(is_word, jnp.exp(self.weight[tokens]), 0.0)[:, :, None]
+        sums = _so_far(jnp.concatenate([weights * self.topic[tokens], weights], axis=2), starts)
+        topic = sums[:, :, :-1] / (sums[:, :, -1:] + _DOUBT)
         x = self.embedding(tokens)
         if self.kind != "gru":
             x = x + self.places[None, : tokens.shape[1]]
         for layer in self.layers:
             x = layer(x, starts)
-        return x
+        return jnp.concatenate([x, topic], axis=2)
 
     def logits(self, states):
+        x, topic = states[..., : -self.topics], states[..., -self.topics :]
         # The embedding is the last layer too: rare words learn from both ends.
-        found = self.embedding.attend(self.head(states))
+        found = self.embedding.attend(self.head(x + self.of_topic(topic)))
         return found + self.bias.reshape(*[1] * (found.ndim - 1), -1)
 
 
@@ -429,7 +464,8 @@ class Language(NamedTuple):
     """A network that reads tokens in order, as pure functions."""
 
     init: Callable[[Key, Array], Params]  # (key, tokens [b, t]) -> params
-    states: Callable[[Params, Array], Array]  # (params, tokens [b, t]) -> [b, t, m], after each
+    # (params, tokens [b, t]) -> [b, t, m + topics], after each: what it remembers, and the topic
+    states: Callable[[Params, Array], Array]
     logits: Callable[[Params, Array], Array]  # (params, states [..., m]) -> [..., v], of the next
 
 
@@ -616,18 +652,23 @@ def frames(kind: str, widths: Sequence[int], length: int, outputs: int) -> Frame
     )
 
 
-def language(kind: str, vocabulary: int, widths: Sequence[int], length: int) -> Language:
+def language(
+    kind: str, vocabulary: int, widths: Sequence[int], length: int, *, topics: int
+) -> Language:
     """A network that tells the next of up to `length` tokens, none of which sees those behind it
     nor those of another text: a text begins with START.
 
     `kind` is "gru", layers of gated recurrent units of these widths, or "transformer", as many
-    blocks of one width. Tokens are embedded in as many numbers as the first layer has.
+    blocks of one width. Tokens are embedded in as many numbers as the first layer has. What these
+    remember ends with a window. Beside it is the topic of the text, `topics` numbers: a mean over
+    all its words so far, weighted by how telling each is, which is learnt. It goes on in the next
+    window, if no other text starts there, so windows of a text follow one another.
 
     Raises:
         ValueError: another kind, or a transformer of several widths.
     """
     _check_reader(kind, widths)
-    module = _Language(vocabulary, kind, tuple(widths), length)
+    module = _Language(vocabulary, kind, tuple(widths), length, topics)
     return Language(
         module.init,
         lambda params, tokens: module.apply(params, tokens, method="states"),

@@ -29,8 +29,9 @@ Run = Literal[
     "ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "stacked_mnist", "usps-few", "fsdd-few"
 ]
 RUNS: dict[str, str] = {
-    "ring_8": "train_gan.py --data ring_8",
-    "grid_25": "train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.003 "
+    "ring_8": "train_gan.py --data ring_8 --hidden 128 128 128 --penalty 0.01 "
+    "--learning-rate 3e-3 --batch-size 512",
+    "grid_25": "train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.01 "
     "--learning-rate 3e-3 --batch-size 512 --epochs 300",
     "usps": "train_gan.py --data usps",
     "mnist": "train_gan.py --data mnist --hidden 512 512 --penalty 3 --epochs 60",

@@ -3,7 +3,7 @@ r"""Train a generator and a discriminator, look at what is made, and cluster wha
     python scripts/train_gan.py                                       # digits
     python scripts/train_gan.py --data mnist --method info_gan --augment affine --seeds 1
     python scripts/train_gan.py --data usps --network conv
-    python scripts/train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.003 \
+    python scripts/train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.01 \
         --learning-rate 3e-3 --batch-size 512 --epochs 300
 
 That is `train_deep_kmeans.py --method gan`, or info_gan, cluster_gan or bi_gan, with all its

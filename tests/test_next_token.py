@@ -1,5 +1,5 @@
-"""Next-token prediction: the network sees nothing behind a token, batches are packed, vectors are
-means of states."""
+"""Next-token prediction: the network sees nothing behind a token, batches are packed, the vector of
+a document is its topic."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ from deepclust_jax.data.tokens import PAD, START, WINDOW
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
-SMALL = next_token.Config(3, 4, hidden=(16,), vocabulary=30, n_init=2)
+SMALL = next_token.Config(3, 4, hidden=(16,), topics=8, vocabulary=30, n_init=2)
 KINDS = {"gru": (16,), "two layers": (16, 8), "transformer": (16, 16)}
 
 
 @pytest.fixture(params=KINDS)
 def language(request):
     kind = "transformer" if request.param == "transformer" else "gru"
-    net = networks.language(kind, 30, KINDS[request.param], WINDOW)
+    net = networks.language(kind, 30, KINDS[request.param], WINDOW, topics=4)
     params = net.init(KEY, jnp.zeros((1, WINDOW), jnp.int32))
     noise = jax.random.normal(KEY, (100_000,))  # biases and places start at 0 or small
     shaken = jax.tree.map(lambda p: p + 0.3 * noise[: p.size].reshape(p.shape), params)
@@ -137,32 +137,65 @@ def test_logits_in_parts_are_all_of_them(monkeypatch):
     nets = next_token.build_nets(SMALL, (100,))
     x = jnp.asarray(documents(4, 100))
     params = nets.encoder.init(KEY, x)
-    whole = next_token.vectors(params, x, nets.language)
+    whole = next_token.told(params, x, nets.language)
     monkeypatch.setattr(next_token, "_TOGETHER", 50)
-    for a, b in zip(whole, next_token.vectors(params, x, nets.language), strict=True):
+    for a, b in zip(whole, next_token.told(params, x, nets.language), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_vector_is_the_mean_of_states_by_surprise_and_padding_changes_nothing():
+def test_a_vector_is_the_weighted_mean_of_words_and_padding_changes_nothing():
     nets = next_token.build_nets(SMALL, (100,))
     x = documents(6, 100)
     x[0, 1:] = PAD  # a document without a word
     params = nets.encoder.init(KEY, jnp.asarray(x))
-    found, total, told = next_token.vectors(params, jnp.asarray(x), nets.language)
-    assert (found[0] == 0).all() and told[0] == 0 and total[0] == 0
+    weight = jax.random.normal(KEY, (30,))
+    params = {"params": params["params"] | {"weight": weight}}
+    found = nets.encoder.apply(params, jnp.asarray(x))
+    assert found.shape == (6, 8) and (found[0] == 0).all()
     for row, own in zip(x[1:], found[1:], strict=True):
-        sums = weight = 0.0
-        for window in np.pad(row, (0, 28)).reshape(2, WINDOW).astype(np.int32):
-            states = nets.language.states(params, window[None])[0]
-            log_p = jax.nn.log_softmax(nets.language.logits(params, states))
-            for t in range(1, WINDOW):
-                if window[t] not in (PAD, START):
-                    surprise = -float(log_p[t - 1, window[t]])
-                    sums, weight = sums + surprise * states[t], weight + surprise
-        np.testing.assert_allclose(own, sums / weight, rtol=1e-4, atol=1e-5)
+        words = row[(row != PAD) & (row != START)].astype(int)
+        g, e = np.exp(weight)[words], np.asarray(params["params"]["topic"])[words]
+        np.testing.assert_allclose(own, g @ e / (3 + g.sum()), rtol=1e-4, atol=1e-6)
+    _, told = next_token.told(params, jnp.asarray(x), nets.language)
+    assert told[0] == 0
     wider = np.pad(x, ((0, 0), (0, 3 * WINDOW)))
-    again = next_token.vectors(params, jnp.asarray(wider), nets.language)[0]
+    again = nets.encoder.apply(params, jnp.asarray(wider))
     np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)
+
+
+def test_a_topic_goes_on_in_the_next_window_and_ends_with_its_text():
+    """Trap: a sum over all windows, by which the words of one document tell those of another."""
+    net = networks.language("gru", 30, (16,), 4, topics=2)
+    params = net.init(KEY, jnp.zeros((1, 4), jnp.int32))
+    e = np.asarray(params["params"]["topic"])
+    rows = [[START, 5, 6, 7], [8, 9, START, 10], [11, 12, 13, 14], [START, 15, PAD, PAD]]
+    found = np.asarray(net.states(params, jnp.array(rows)))[..., -2:]
+    texts = {
+        (0, 3): [5, 6, 7], (1, 1): [5, 6, 7, 8, 9], (1, 2): [], (1, 3): [10],
+        (2, 3): [10, 11, 12, 13, 14], (3, 0): [], (3, 3): [15],
+    }  # fmt: skip
+    for place, words in texts.items():
+        wanted = e[words].sum(axis=0) / (3 + len(words))
+        np.testing.assert_allclose(found[place], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_words_far_behind_are_told_by_the_topic():
+    """A word of the second window, where what was read in the first is forgotten."""
+    rng = np.random.default_rng(0)
+    kind = rng.integers(2, size=200)
+    x = np.full((200, 2 * WINDOW), 2.0, np.float32)
+    x[:, 0], x[:, 1:WINDOW], x[:, 100] = START, 3 + kind[:, None], 5 + kind
+    config = dataclasses.replace(SMALL, vocabulary=8, learning_rate=0.02)
+    nets = next_token.build_nets(config, x.shape[1:])
+    found = train.fit(
+        KEY, next_token.build(config, x.shape[1:]), x, epochs=20, batch_size=20, refresh_every=0
+    )
+    params = found.state.params["encoder"]
+    tokens = next_token.windows(jnp.asarray(x[:20])).reshape(-1, WINDOW)
+    logits = nets.language.logits(params, nets.language.states(params, tokens))
+    at = 100 - WINDOW - 1
+    told = np.asarray(logits)[1::2, at, 5:7].argmax(axis=1)
+    np.testing.assert_array_equal(told, kind[:20])
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +216,7 @@ def trained():
 def test_what_goes_on_is_learnt_and_clustered(trained):
     x, kind, config, algorithm, found = trained
     nets = next_token.build_nets(config, (64,))
-    _, total, told = next_token.vectors(
-        found.state.params["encoder"], jnp.asarray(x), nets.language
-    )
+    total, told = next_token.told(found.state.params["encoder"], jnp.asarray(x), nets.language)
     assert told.sum() == 90 * 40
     # The first word is one of 24, all others one of two.
     best = np.exp((np.log(24) + 39 * np.log(2)) / 40)
@@ -235,9 +266,9 @@ def test_a_text_shorter_than_what_is_given_goes_on_where_it_ends(trained):
         ({"network": "mlp"}, (64,), "expected network 'gru' or 'transformer', found 'mlp'"),
         ({"network": "transformer", "hidden": (8, 16)}, (64,), "expected one width for all layers"),
         (
-            {"embed_dim": 17},
+            {"embed_dim": 9},
             (64,),
-            "expected embed_dim <= 16, the numbers of a state, found 17",
+            "expected embed_dim <= 8, the numbers of a topic, found 9",
         ),
     ],
 )

@@ -1,5 +1,5 @@
 """Next-token prediction: a network that reads texts and tells how they go on, then k-means on what
-it remembers of them (Bengio et al. 2003, "A Neural Probabilistic Language Model";
+they are about (Bengio et al. 2003, "A Neural Probabilistic Language Model";
 here a recurrent network or a transformer).
 
     minimise  mean_t -log p(w_t | w_1 .. w_{t-1})                  exp of which is the perplexity
@@ -8,16 +8,20 @@ Rows are documents as numbers of sub-words (data/tokens.py). For training those 
 packed, one behind the other and cut into windows, so that no step is spent on padding; a window may
 have several documents, and none sees another.
 
-The vector of a document is the mean of the states after each of its tokens, weighted by how little
-the token was expected,
+Beside what it remembers of the words just read the network has the topic of the text so far, a mean
+of its words
 
-    v = sum_t s_t h_t / sum_t s_t,      s_t = -log p(w_t | before)
+    c_t = sum_{s<=t} g(w_s) e(w_s) / (3 + sum_{s<=t} g(w_s)),       g > 0
 
-so that words which say nothing about a document count little, as by an inverse document frequency.
-From these the mean is taken and they are whitened (clustering/whitening.py): a few directions have
-most of the variance of states. Arora et al. 2017, "A Simple but Tough-to-Beat Baseline for Sentence
-Embeddings", leave the leading one out; here it is of topics, and clusters without it are worse.
-`refresh` whitens and clusters; call it once, after training.
+whose vectors e and weights g are learnt with all else, and which is added to the memory before the
+next word is told: what a text is about helps to tell words far behind it, which a recurrent network
+forgets (Mikolov & Zweig 2012, "Context Dependent Recurrent Neural Network Language Model"; Dieng et
+al. 2017, "TopicRNN", whose topic is of the words behind, too). Words that say nothing about others
+get small weights, as by an inverse document frequency.
+
+The vector of a document is its topic after the last word. The mean of what recurrent units remember
+clusters far worse, by surprise too. From vectors the mean is taken and they are whitened
+(clustering/whitening.py). `refresh` whitens and clusters; call it once, after training.
 """
 
 import dataclasses
@@ -43,9 +47,10 @@ _BLOCK = 128  # documents whose states are
 @dataclasses.dataclass(frozen=True)
 class Config:
     n_clusters: int = 20  # k
-    embed_dim: int = 32  # principal axes of the vectors
+    embed_dim: int = 32  # principal axes of the topics
     network: str = "gru"  # or "transformer"
     hidden: tuple[int, ...] = (128,)  # widths of the layers
+    topics: int = 64  # numbers of a topic
     learning_rate: float = 3e-3  # of Adam
     vocabulary: int = VOCABULARY  # tokens are numbers below it
     filled: float = 1.0  # share of the rows' numbers that are no padding; the rest is not computed
@@ -57,12 +62,12 @@ class State:
     step: Array  # [] int32
     params: Params  # {"encoder"}
     opt_state: optax.OptState
-    view: whitening.View  # of the vectors
+    view: whitening.View  # of the topics
     centroids: Array  # [k, embed_dim]
 
 
 class Nets(NamedTuple):
-    encoder: Network  # documents [b, t] -> vectors [b, m]
+    encoder: Network  # documents [b, t] -> topics [b, d]; of no words 0
     language: networks.Language  # the same parameters: windows -> states -> logits
 
 
@@ -74,12 +79,19 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     """
     if len(shape) != 1:
         raise ValueError(f"expected documents [t] of tokens, found rows of shape {tuple(shape)}")
-    language = networks.language(config.network, config.vocabulary, config.hidden, WINDOW)
+    language = networks.language(
+        config.network, config.vocabulary, config.hidden, WINDOW, topics=config.topics
+    )
 
     def init(key, x):
         return language.init(key, windows(x)[:1, 0])
 
-    return Nets(Network(init, lambda params, x: vectors(params, x, language)[0]), language)
+    def topic(params, x):
+        tokens = windows(x)
+        states = language.states(params, tokens.reshape(-1, WINDOW))[:, -1, -config.topics :]
+        return states.reshape(*tokens.shape[:2], -1)[:, -1]
+
+    return Nets(Network(init, topic), language)
 
 
 def windows(x: Array) -> Array:
@@ -133,19 +145,12 @@ def surprises(params: Params, tokens: Array, states: Array, language: networks.L
     return jnp.where(is_told(tokens), found, 0.0)
 
 
-def vectors(params: Params, x: Array, language: networks.Language) -> tuple[Array, Array, Array]:
-    """Vectors of documents, their sums of -log p and numbers of tokens that are told.
-
-    [n, t] -> [n, m], [n], [n]; zeros for a document without tokens.
-    """
-    n = len(x)
+def told(params: Params, x: Array, language: networks.Language) -> tuple[Array, Array]:
+    """Sums of -log p of documents, nats, and their numbers of tokens that are told. [n, t] -> [n],
+    [n]."""
     tokens = windows(x).reshape(-1, WINDOW)
-    states = language.states(params, tokens)
-    found = surprises(params, tokens, states, language)
-    sums = jnp.sum(found[:, :, None] * states, axis=1).reshape(n, -1, states.shape[-1]).sum(axis=1)
-    total = found.reshape(n, -1).sum(axis=1)
-    told = is_told(tokens).reshape(n, -1).sum(axis=1)
-    return sums / jnp.where(total > 0, total, 1.0)[:, None], total, told
+    found = surprises(params, tokens, language.states(params, tokens), language)
+    return found.reshape(len(x), -1).sum(axis=1), is_told(tokens).reshape(len(x), -1).sum(axis=1)
 
 
 def loss(
@@ -200,21 +205,21 @@ def build(
     every document before a step.
 
     Raises:
-        ValueError: rows that are no documents, another network, or more axes than states have.
+        ValueError: rows that are no documents, another network, or more axes than topics have.
     """
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
-    width = config.hidden[-1]
-    if config.embed_dim > width:
+    if config.embed_dim > config.topics:
         raise ValueError(
-            f"expected embed_dim <= {width}, the numbers of a state, found {config.embed_dim}"
+            f"expected embed_dim <= {config.topics}, the numbers of a topic, found "
+            f"{config.embed_dim}"
         )
 
     def init(key: Key, batch: Batch) -> State:
         encoder_key, centroid_key = jax.random.split(key)
         params = {"encoder": nets.encoder.init(encoder_key, batch.x)}
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
-        view = whitening.unfitted(width, config.embed_dim)
+        view = whitening.unfitted(config.topics, config.embed_dim)
         return State(jnp.int32(0), params, tx.init(params), view, kmeans.unit(centroids))
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -246,7 +246,7 @@ def of_next_token(
     x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
     nets, held_out = _reader(options, x.shape[1:]), options.data.held_out
     rows = x[-held_out:] if held_out else x
-    told = jax.jit(lambda params, x: next_token.vectors(params, x, nets.language)[1:])
+    told = jax.jit(lambda params, x: next_token.told(params, x, nets.language))
 
     def of_run(s):
         params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
