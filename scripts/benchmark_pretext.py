@@ -230,9 +230,9 @@ def contrastive_torch(task: str, x: np.ndarray, epochs: int) -> float:
 
 
 def next_token_torch(task: str, x: np.ndarray, epochs: int) -> float:
-    """The recurrent network of networks.language on windows without padding.
+    """The recurrent network of networks.language on windows without padding, and the topic.
 
-    Its memory does not end where a text does, which saves it that.
+    Its memory does not end where a text does, which saves it that; the topic does.
     """
     import torch
     from torch import nn
@@ -240,15 +240,26 @@ def next_token_torch(task: str, x: np.ndarray, epochs: int) -> float:
     from deepclust_jax.data.tokens import PAD, START, VOCABULARY, WINDOW
 
     class Language(nn.Module):
-        def __init__(self, width=128):
+        def __init__(self, width=128, topics=64):
             super().__init__()
+            self.topic = nn.Parameter(0.1 * torch.randn(VOCABULARY, topics))
+            self.weight = nn.Parameter(torch.zeros(VOCABULARY))
+            self.of_topic = nn.Linear(topics, width, bias=False)
             self.embedding = nn.Embedding(VOCABULARY, width)
             self.memory = nn.GRU(width, width, batch_first=True)
             self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
             self.bias = nn.Parameter(torch.zeros(VOCABULARY))
 
         def forward(self, tokens, told):
-            states = self.memory(self.embedding(tokens))[0][:, :-1][told]
+            flat = tokens.flatten()
+            weights = torch.exp(self.weight[flat]) * ((flat != PAD) & (flat != START))
+            values = torch.cat([weights[:, None] * self.topic[flat], weights[:, None]], 1)
+            places = torch.where(flat == START, torch.arange(len(flat)), 0)
+            sums = values.cumsum(0)
+            sums = sums - sums[places.cummax(0).values]
+            topic = (sums[:, :-1] / (sums[:, -1:] + 3)).reshape(*tokens.shape, -1)
+            states = self.memory(self.embedding(tokens))[0] + self.of_topic(topic)
+            states = states[:, :-1][told]
             return nn.functional.linear(self.head(states), self.embedding.weight, self.bias)
 
     model, rows = Language(), torch.from_numpy(x).long()
