@@ -30,7 +30,7 @@ Run = Literal[
 ]
 RUNS: dict[str, str] = {
     "ring_8": "train_gan.py --data ring_8 --hidden 128 128 128 --penalty 0.01 "
-    "--learning-rate 3e-3 --batch-size 512",
+    "--learning-rate 3e-3 --batch-size 512 --epochs 300",
     "grid_25": "train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.01 "
     "--learning-rate 3e-3 --batch-size 512 --epochs 300",
     "usps": "train_gan.py --data usps",
