@@ -53,7 +53,9 @@ Row = Literal[
     "contrastive-merge", "contrastive-noise-merge", "contrastive-affine-merge", "rotation",
     "mmdc-affine", "mmdc-photo", "deep_cluster", "deep_cluster-affine", "next_token",
     "next_frame", "cross_modal", "cross_modal-each", "gan", "info_gan", "info_gan-affine",
-    "cluster_gan", "cluster_gan-affine", "bi_gan",
+    "cluster_gan", "cluster_gan-affine", "bi_gan", "idec-of-contrastive-speech",
+    "n2d-of-contrastive-speech", "idec-of-next_token", "n2d-of-next_token", "idec-of-rotation",
+    "n2d-of-rotation",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -64,8 +66,10 @@ ROWS: tuple[Row, ...] = (
     "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
     "cross_modal-each", "gan", "info_gan", "info_gan-affine", "cluster_gan", "cluster_gan-affine",
-    "bi_gan", "autoencoder-paper",
+    "bi_gan", "idec-of-contrastive-speech", "n2d-of-contrastive-speech", "idec-of-next_token",
+    "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "autoencoder-paper",
 )  # fmt: skip
+_OF = "-of-"  # a method whose data are the features of another row
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
 # 1024-512-256-k and starts from a trained autoencoder as here. Never a figure that was only
@@ -153,9 +157,10 @@ def main(args: list[str] | None = None) -> int:
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        read, reads = None, dataset.kind == "text" and "next_token" in options.rows
+        reading = [row for row in options.rows if front_of(row) == "next_token"]
+        read, reads = None, dataset.kind == "text" and reading
         why_not = f"{dataset.kind} rows are no texts" if dataset.kind != "text" else ""
-        if reads and not all(is_done(dataset, "next_token", seed) for seed in every):
+        if reads and not all(is_done(dataset, row, seed) for row in reading for seed in every):
             try:
                 read = data.load(name, scaling="tokens")[0]
             except data.DataError as error:  # the library is an extra
@@ -186,7 +191,8 @@ def main(args: list[str] | None = None) -> int:
                 seeds = [seed for seed in group if not is_done(used, row, seed)]
                 try:
                     if seeds:
-                        train_cells(read if row == "next_token" else used, labels, row, seeds)
+                        of_tokens = front_of(row) == "next_token"
+                        train_cells(read if of_tokens else used, labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
@@ -226,6 +232,11 @@ def cell_options(dataset: Any, row: str) -> Any:
     )
 
 
+def front_of(row: str) -> str:
+    """The row whose features are the data of another one; that row itself where there is none."""
+    return row.split(_OF)[-1]
+
+
 def start_row(row: str) -> str:
     """The row that a row starts from: an autoencoder or contrastive features; its own where it is
     one of these or has a network of its own."""
@@ -248,7 +259,10 @@ def recipe(dataset: Any, row: str) -> dict[str, Any]:
     if row == "kmeans":
         found = {"options": {"method": row, "n_clusters": dataset.n_clusters}, "start": {}}
     else:
-        found = {"options": shown(row), "start": shown(start_row(row))}
+        own = row.split(_OF)[0]
+        found = {"options": shown(own), "start": shown(start_row(own))}
+    if _OF in row:
+        found["front"] = shown(front_of(row))
     found["checksum"] = dataset.checksum
     return json.loads(json.dumps(found))  # as it comes back from a file
 
@@ -281,11 +295,22 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     Raises:
         Diverged: one of them did; the others are written.
     """
-    from deepclust_jax import config, game, run, train
 
-    begin = time.perf_counter()
     if row == "kmeans":
         return cluster_rows(dataset, labels, seeds)
+    if _OF not in row:
+        return write_cells(dataset, labels, row, seeds, *trained_of(dataset, row, seeds))
+    for seed in seeds:
+        codes, seconds = codes_of(dataset, front_of(row), seed)
+        x, trained, commit = trained_of(codes, row.split(_OF)[0], [seed])
+        seconds |= trained.seconds
+        write_cells(dataset, labels, row, [seed], x, trained._replace(seconds=seconds), commit)
+
+
+def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, Any, str | None]:
+    """The rows, the trained cells of a row, and the commit of what they started from."""
+    from deepclust_jax import run
+
     trained, commit = start_of(dataset, start_row(row), seeds)
     start, cell = trained, cell_options(dataset, row)
     one_phase = cell.method.method in _ALONE
@@ -295,10 +320,42 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
         trained = run.execute(cell, dataset.x, seeds=seeds, pretrained=start.state)
         seconds = {"pretrain": start.seconds["train"], **trained.seconds}
         trained = trained._replace(seconds=seconds)
-    z, found = train.embed(trained.algorithm, trained.state, dataset.x)
-    took, diverged = time.perf_counter() - begin, []
+    return dataset.x, trained, commit
+
+
+def codes_of(dataset: Any, row: str, seed: int) -> tuple[Any, dict[str, float]]:
+    """The features of a row and seed as data, as a finished run is by `--data RUN`, and the seconds
+    that they took."""
+    from deepclust_jax import data, train
+
+    trained, _ = start_of(dataset, row, [seed])
+    z = train.embed(trained.algorithm, trained.state, dataset.x)[0][0]
+    if not np.isfinite(z).all():
+        raise train.Diverged(f"expected finite codes of {row}, found others for seed {seed}")
+    file = STARTS / dataset.name / f"{row}-seed{seed}" / "codes.npy"
+    np.save(file, z)
+    codes = data.load(file, kind="tabular")[0]
+    name = f"{dataset.name}-{row}-seed{seed}"
+    codes = dataclasses.replace(codes, name=name, n_clusters=dataset.n_clusters)
+    return codes, {"front": trained.seconds["train"]}
+
+
+def write_cells(
+    dataset: Any,
+    labels: Any,
+    row: str,
+    seeds: Sequence[int],
+    x: Any,
+    trained: Any,
+    commit: str | None,
+) -> None:
+    """Write the cells of what was trained on rows x; raises Diverged after those that did not."""
+    from deepclust_jax import config, game, train
+
+    z, found = train.embed(trained.algorithm, trained.state, x)
+    diverged = []
     # A game that is lost keeps finite weights.
-    is_game = cell.method.method in config.GAMES
+    is_game = row.split("-")[0] in config.GAMES
     lost = game.diverged(trained.state) if is_game else np.zeros(len(seeds), bool)
     for seed, codes, assigned, is_lost in zip(seeds, z, found, lost, strict=True):
         if is_lost or not np.isfinite(codes).all():
@@ -306,6 +363,7 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
             continue
         report = {"together": len(seeds), "seconds": trained.seconds, "start_commit": commit}
         scores = write_cell(dataset, row, seed, codes, assigned, labels, report)
+        took = sum(trained.seconds.values())
         print(
             f"{dataset.name} {row} seed {seed}: {scores['accuracy']:.4f} ({took:.0f} s)", flush=True
         )
@@ -461,7 +519,7 @@ def quality_table() -> str:
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
         "an accuracy has one cluster for each class. "
         "next_token reads the words of a text in their order, all other rows have its TF-IDF "
-        "features. "
+        "features. of: the data are the features of that row. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
         "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
         "those marked float32. "

@@ -28,6 +28,10 @@ SHORT = {
         **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
         "learning_rate": 1e-4, "weight": 2.0, "metric": "adaptive",
     },
+    "n2d": {
+        **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 0,
+        "learning_rate": 1e-4, "metric": "adaptive",
+    },
     "rotation": {
         "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 2e-3,
         "decay": 1.0,
@@ -53,7 +57,7 @@ def folder(tmp_path, monkeypatch):
     whole = data.load
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
     monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(config._LEAST_STEPS, 0))
-    monkeypatch.setattr(data, "load", lambda name: whole(name, limit=150))
+    monkeypatch.setattr(data, "load", lambda name, **more: whole(name, limit=150, **more))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
     monkeypatch.setattr(REPRODUCE, "README", tmp_path / "README.md")
@@ -383,6 +387,32 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
     assert all(f"digits {row}: left out, tabular rows are no sounds" in found for row in rows)
     assert REPRODUCE.main(["--data", "digits", "--seeds", "1", "--rows", "cross_modal"]) == 0
     assert "digits cross_modal: left out, it has no second modality" in capsys.readouterr().out
+
+
+def test_the_features_of_a_row_are_the_data_of_another(folder):
+    dataset, labels = data.load("digits")
+    row = "n2d-of-rotation"
+    REPRODUCE.train_cells(dataset, labels, row, [0, 1])
+    starts = folder / "starts"
+    for seed in (0, 1):
+        cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
+        assert set(cell["seconds"]) == {"front", "pretrain", "train"}
+        made = {name: part["method"] for name, part in cell["recipe"].items() if name != "checksum"}
+        assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
+        assert cell["recipe"]["checksum"] == dataset.checksum
+        z = np.load(starts / "digits" / f"rotation-seed{seed}" / "codes.npy")
+        trained = REPRODUCE.start_of(dataset, "rotation", [seed])[0]
+        np.testing.assert_array_equal(
+            z, train.embed(trained.algorithm, trained.state, dataset.x)[0][0]
+        )
+        assert (starts / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
+        stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
+        codes = REPRODUCE.codes_of(dataset, "rotation", seed)[0]
+        assert codes.x.shape == (150, 4)
+        x, again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
+        np.testing.assert_array_equal(stored, train.embed(again.algorithm, again.state, x)[1][0])
+    assert REPRODUCE.is_done(dataset, row, 1) and not REPRODUCE.is_done(dataset, row, 2)
+    assert f"| digits | {row} |" in REPRODUCE.quality_table()
 
 
 def test_next_token_is_left_out_where_its_library_is_missing(monkeypatch, capsys):
