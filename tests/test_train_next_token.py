@@ -43,7 +43,7 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     made, x = run.restore(out), data.load(texts, scaling="tokens")[0].x
     nets = next_token.build_nets(next_token.Config(hidden=(16,)), x.shape[1:])
     state = jax.tree.map(lambda leaf: leaf[1], made.state)
-    _, total, told = next_token.vectors(state.params["encoder"], x[-12:], nets.language)
+    total, told = next_token.told(state.params["encoder"], x[-12:], nets.language)
     wanted = float(np.exp(total.sum() / told.sum()))
     assert found["perplexity"]["values"][1] == pytest.approx(wanted, rel=1e-4)
     mean, guess = (f"{v:#.4g}" for v in (found["perplexity"]["mean"], found["by_frequency"]))
