@@ -93,10 +93,11 @@ class Method:
     contrastive: the same on features that tell pairs of neighbours from other rows; info_max:
     heads on these features that agree on such pairs; rotation: k-means on features that tell how an
     image was turned; mmdc: clusters of one size, trained together with them; deep_cluster: k-means
-    on features that tell many small clusters of images apart; next_token: on those that tell how a
-    text goes on; next_frame: how a sound does; cross_modal: on features on which the modalities of
-    a thing agree; gan: on those that tell rows from made ones; info_gan, cluster_gan and bi_gan: by
-    a code that rows are made from, which the discriminator or an encoder finds. The others: network
+    on features that tell many small clusters of images apart; next_token: on what a text is about,
+    which helps to tell how it goes on; next_frame: on features that tell how a sound does;
+    cross_modal: on features on which the modalities of a thing agree; gan: on those that tell rows
+    from made ones; info_gan, cluster_gan and bi_gan: by a code that rows are made from, which the
+    discriminator or an encoder finds. The others: network
     and centroids trained together; dec without a decoder, vade with a mixture of Gaussians."""
 
     profile: Literal["practical", "paper"] = "practical"
