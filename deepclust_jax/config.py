@@ -177,7 +177,7 @@ class Network:
 
     embed_dim: int | None = None
     """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
-    mmdc, deep_cluster, next_token, next_frame, gan and its kin 32."""
+    mmdc, deep_cluster, next_token (of at most 64), next_frame, gan and its kin 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps

@@ -104,8 +104,9 @@ def _by_product(x: Array, kernel: Array, size: Sequence[int], stride: int = 1) -
 
 
 def _double_by_product(x: Array, kernel: Array) -> Array:
-    """`lax.conv_transpose` with stride 2 and padding "SAME", as one product for all four pixels
-    that each becomes: taps of the kernel on zeros between pixels are left out, three in four."""
+    """`lax.conv_transpose` with stride 2 and padding "SAME", of a square kernel of 2 or wider, as
+    one product for all four pixels that each becomes: the taps of the kernel on zeros between
+    pixels are left out, three in four."""
     size, outputs = len(kernel), kernel.shape[-1]
     # Pixel i is at 2 i + 1 among the zeros, and pixel 2 i + r of the output begins to see there at
     # 2 i + r - (size - 1) // 2: its tap a is on pixel i + offset.
@@ -466,7 +467,7 @@ class Language(NamedTuple):
     init: Callable[[Key, Array], Params]  # (key, tokens [b, t]) -> params
     # (params, tokens [b, t]) -> [b, t, m + topics], after each: what it remembers, and the topic
     states: Callable[[Params, Array], Array]
-    logits: Callable[[Params, Array], Array]  # (params, states [..., m]) -> [..., v], of the next
+    logits: Callable[[Params, Array], Array]  # (params, states [..., m + topics]) -> [..., v]
 
 
 def _network(module: nn.Module) -> Network:

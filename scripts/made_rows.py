@@ -5,7 +5,7 @@ front ends learn with and without the rows that they made.
     python scripts/made_rows.py --table                   # rewrites the tables in README.md
 
 The results are the reports of these runs, one file each. A run that is stopped goes on where it was
-(runs/made_rows), and one whose command has changed since is trained again.
+(runs/made_rows), and one whose options have changed since is trained again.
 """
 
 import dataclasses
@@ -25,9 +25,7 @@ import tyro
 RESULTS = reproduce.ROOT / "results" / "made_rows"
 FOLDER = reproduce.ROOT / "runs" / "made_rows"
 
-Run = Literal[
-    "ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "stacked_mnist", "usps-few", "fsdd-few"
-]
+Run = Literal["ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "usps-few", "fsdd-few"]
 RUNS: dict[str, str] = {
     "ring_8": "train_gan.py --data ring_8 --hidden 128 128 128 --penalty 0.01 "
     "--learning-rate 3e-3 --batch-size 512 --epochs 300",
@@ -36,7 +34,6 @@ RUNS: dict[str, str] = {
     "usps": "train_gan.py --data usps",
     "mnist": "train_gan.py --data mnist --hidden 512 512 --penalty 3 --epochs 60",
     "fashion_mnist": "train_gan.py --data fashion_mnist --hidden 512 512 --penalty 3 --epochs 60",
-    "stacked_mnist": "train_gan.py --data stacked_mnist --hidden 512 512 --penalty 3 --epochs 60",
     "usps-few": "train_gan.py --data usps --limit 1000",
     "fsdd-few": "train_gan.py --data fsdd --limit 1000",
 }
@@ -72,22 +69,31 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
         return 2
     for name in options.runs:
-        for cell, command in commands(name, options.seeds).items():
-            if code := train(cell, command):
-                return code
+        if code := train(name, options.seeds):
+            return code
     return 0
 
 
-def commands(name: str, seeds: int) -> dict[str, str]:
-    """What a run needs, by the name of its file: the game, then what learns beside what it made."""
+def train(name: str, seeds: int) -> int:
+    """Train of a run what results/ lacks: the game, then what learns beside the rows that it made.
+    -> exit code of the script that failed, or 0."""
     game = f"{RUNS[name]} --seeds {seeds}"
-    found = {name: game}
+    folder = folder_of(name, game)
+    learners = {}
     for learner in LEARNERS.get(name, ()):
-        method = learner.split()[0]
         own = f"train_deep_kmeans.py {_data(name)} --method {learner} --seeds {seeds}"
-        found[f"{name}-{method}"] = own
-        found[f"{name}-{method}-made"] = f"{own} --made {folder_of(name, game)}"
-    return found
+        cell = f"{name}-{learner.split()[0]}"
+        learners |= {cell: own, f"{cell}-made": f"{own} --made {folder}"}
+    due = {cell: own for cell, own in learners.items() if not is_done(cell, own, seeds)}
+    uses_game = any(cell.endswith("-made") for cell in due)
+    if not is_done(name, game, seeds) or (uses_game and not (folder / "made.npy").exists()):
+        # What learnt beside other made rows is no longer of these.
+        due |= {cell: own for cell, own in learners.items() if cell.endswith("-made")}
+        due = {name: game} | due
+    for cell, command in due.items():
+        if code := run(cell, command):
+            return code
+    return 0
 
 
 def _data(name: str) -> str:
@@ -98,35 +104,62 @@ def _data(name: str) -> str:
     )
 
 
+def _args(command: str) -> list[str]:
+    """Of a command, for train_deep_kmeans.py."""
+    script, *args = shlex.split(command)
+    return ["--method", "gan", *args] if script == "train_gan.py" else args
+
+
+def _options(command: str, rows: int | None = None) -> dict[str, Any]:
+    """What a command comes to, as the report of its run has it, but for what the data decide, such
+    as the number of clusters."""
+    from deepclust_jax import config
+    from deepclust_jax import run as runs
+
+    found = config.flatten(config.resolve(config.parse(_args(command)), rows))
+    left = (*runs.FREE, "seeds", "made")
+    kept = {k: v for k, v in found.items() if k not in left and v is not None}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def is_done(cell: str, command: str, seeds: int) -> bool:
+    """Whether results/ has the run, of the options of today and of so many seeds or more."""
+    report = _read(cell)
+    if report is None or report["n_runs"] < seeds:
+        return False
+    wanted = _options(command, report["data"]["shape"][0])
+    return all(report["options"].get(name) == value for name, value in wanted.items())
+
+
 def folder_of(cell: str, command: str) -> Path:
-    """The directory of a run, another for another command."""
-    return FOLDER / f"{cell}-{zlib.crc32(command.encode()):08x}"
+    """The directory of a run, another for another command or other defaults."""
+    made_by = json.dumps([command, _options(command)])
+    return FOLDER / f"{cell}-{zlib.crc32(made_by.encode()):08x}"
 
 
-def train(cell: str, command: str) -> int:
-    """Train a run that results/ lacks, or has by another command, and keep its report. -> exit code
-    of its script."""
+def run(cell: str, command: str) -> int:
+    """Train a run, or go on with it, and keep its report. -> exit code of its script."""
     import train_deep_kmeans
-    import train_gan
 
-    file, folder = RESULTS / f"{cell}.json", folder_of(cell, command)
-    told = command.replace(f"{reproduce.ROOT}/", "")  # of this repository, wherever it lies
-    if file.exists() and json.loads(file.read_text())["command"] == told:
-        return 0
+    from deepclust_jax.report import scores
+
+    folder = folder_of(cell, command)
     if not (folder / "report.json").exists():
-        script, *args = shlex.split(command)
-        if (folder / "config.json").exists():
-            args = ["--resume"]
-        module = train_gan if script == "train_gan.py" else train_deep_kmeans
-        print(f"{told} --out {folder.relative_to(reproduce.ROOT)}", flush=True)
-        if code := module.main([*args, "--out", str(folder)]):
+        args = ["--resume"] if (folder / "config.json").exists() else _args(command)
+        print(f"{_told(command)} --out {_told(str(folder))}", flush=True)
+        if code := train_deep_kmeans.main([*args, "--out", str(folder)]):
             return code
-    report = json.loads((folder / "report.json").read_text())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"command": told, **report}, indent=1) + "\n")
+    report = json.loads(_told((folder / "report.json").read_text()))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    scores.write_report(RESULTS / f"{cell}.json", {"command": _told(command), **report})
     for left in ("checkpoint", "tensorboard"):  # large; the rows that were made stay
         shutil.rmtree(folder / left, ignore_errors=True)
     return 0
+
+
+def _told(text: str) -> str:
+    """With paths as of this repository, wherever it lies."""
+    return text.replace(f"{reproduce.ROOT}/", "")
 
 
 def table() -> str:
@@ -139,9 +172,10 @@ def table() -> str:
         *(_row(name, report) for name, report in reports()),
         "",
         "Measures compare as many made rows as real ones, up to 5,000, by the features of a "
-        "classifier that saw labels, those of points by where they lie. A class is made if it has "
-        "a tenth or more of its share. Within 3 deviations of the centre of a class lie that many "
-        "made points. Clusters are k-means on what the discriminator sees. Commands:",
+        "classifier that saw labels, those of points by where they lie; the distance is of up to "
+        "1,000 by the numbers of the rows. A class is made if it has a tenth or more of its share. "
+        "Within 3 deviations of the centre of a class lie that many made points. Clusters are "
+        "k-means on what the discriminator sees. Commands:",
         "",
         *(f"- {name}: `{report['command']}`" for name, report in reports()),
     ]
@@ -149,7 +183,7 @@ def table() -> str:
     for name, learners in LEARNERS.items():
         for method in (learner.split()[0] for learner in learners):
             pair = [_read(f"{name}-{method}"), _read(f"{name}-{method}-made")]
-            if all(pair):
+            if all(pair) and pair[0]["n_runs"] == pair[1]["n_runs"]:
                 own = (_percent(report["external"]["accuracy"]) for report in pair)
                 data = pair[0]["options"]["data"]
                 learnt.append(f"| {data} | {method} | {' | '.join(own)} | {pair[0]['n_runs']} |")
@@ -182,7 +216,8 @@ def _row(name: str, report: Mapping[str, Any]) -> str:
     is_points = "near" in found["made"]
     made = found["made"] if is_points or "judged" not in found else found["judged"]["made"]
     epochs = sorted(found["over_training"], key=int)
-    frechet = " → ".join(f"{found['over_training'][epochs[i]]['frechet']:.3g}" for i in (0, -1))
+    ends = (found["over_training"][epochs[i]]["frechet"] for i in (0, -1))
+    frechet = " → ".join("–" if value is None else f"{value:.3g}" for value in ends)
     rows = next(one for one in report["baselines"] if one["name"] == baselines.ROWS)
     classes = reproduce.mean(np.array(made["classes"]["values"]))
     shown = [

@@ -4,7 +4,8 @@
     python scripts/reproduce.py --data usps --together 10     # all seeds at once: for accelerators
     python scripts/reproduce.py --table                       # rewrites the table in README.md
 
-One autoencoder per seed serves all methods that start from one, and one set of contrastive features
+A row such as n2d-of-rotation has the features of another for data. One autoencoder per seed serves
+all methods that start from one, and one set of contrastive features
 those on pairs; they are kept in runs/reproduce. A run that is stopped goes on where it was: cells
 that are there are not trained again, and a start goes on from its last checkpoint. Seeds are 0, 1,
 2, …; none is ever left out. The seconds in a cell's file are wall-clock time by phase, of all the
@@ -18,7 +19,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -295,16 +296,27 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     Raises:
         Diverged: one of them did; the others are written.
     """
+    from deepclust_jax import train
 
     if row == "kmeans":
         return cluster_rows(dataset, labels, seeds)
     if _OF not in row:
-        return write_cells(dataset, labels, row, seeds, *trained_of(dataset, row, seeds))
-    for seed in seeds:
-        codes, seconds = codes_of(dataset, front_of(row), seed)
-        x, trained, commit = trained_of(codes, row.split(_OF)[0], [seed])
-        seconds |= trained.seconds
-        write_cells(dataset, labels, row, [seed], x, trained._replace(seconds=seconds), commit)
+        x, trained, commit = trained_of(dataset, row, seeds)
+        return write_cells(dataset, labels, row, seeds, x, trained, {"start_commit": commit})
+    own, diverged = row.split(_OF)[0], []
+    front, front_commit = start_of(dataset, front_of(row), seeds)
+    for i, seed in enumerate(seeds):
+        try:
+            codes = codes_of(dataset, front_of(row), front, i, seed)
+            x, trained, commit = trained_of(codes, own, [seed])
+            share = front.seconds["train"] / len(seeds)
+            trained = trained._replace(seconds={"front": share, **trained.seconds})
+            commits = {"start_commit": commit, "front_commit": front_commit}
+            write_cells(dataset, labels, row, [seed], x, trained, commits)
+        except train.Diverged:
+            diverged.append(seed)
+    if diverged:
+        raise train.Diverged(f"expected finite steps and codes, found others for seeds {diverged}")
 
 
 def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, Any, str | None]:
@@ -323,21 +335,23 @@ def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, Any, 
     return dataset.x, trained, commit
 
 
-def codes_of(dataset: Any, row: str, seed: int) -> tuple[Any, dict[str, float]]:
-    """The features of a row and seed as data, as a finished run is by `--data RUN`, and the seconds
-    that they took."""
+def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
+    """The features of a row's i-th trained run, of a seed, as data, as of a finished run by
+    `--data RUN`."""
+    import jax
+
     from deepclust_jax import data, train
 
-    trained, _ = start_of(dataset, row, [seed])
-    z = train.embed(trained.algorithm, trained.state, dataset.x)[0][0]
+    state = jax.tree.map(lambda leaf: leaf[i], front.state)
+    z = train.embed(front.algorithm, state, dataset.x)[0]
     if not np.isfinite(z).all():
         raise train.Diverged(f"expected finite codes of {row}, found others for seed {seed}")
-    file = STARTS / dataset.name / f"{row}-seed{seed}" / "codes.npy"
-    np.save(file, z)
-    codes = data.load(file, kind="tabular")[0]
+    folder = STARTS / dataset.name / f"codes-{row}-seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "codes.npy", z)
+    codes = data.load(folder / "codes.npy", kind="tabular")[0]
     name = f"{dataset.name}-{row}-seed{seed}"
-    codes = dataclasses.replace(codes, name=name, n_clusters=dataset.n_clusters)
-    return codes, {"front": trained.seconds["train"]}
+    return dataclasses.replace(codes, name=name, n_clusters=dataset.n_clusters)
 
 
 def write_cells(
@@ -347,7 +361,7 @@ def write_cells(
     seeds: Sequence[int],
     x: Any,
     trained: Any,
-    commit: str | None,
+    commits: Mapping[str, str | None],
 ) -> None:
     """Write the cells of what was trained on rows x; raises Diverged after those that did not."""
     from deepclust_jax import config, game, train
@@ -361,7 +375,7 @@ def write_cells(
         if is_lost or not np.isfinite(codes).all():
             diverged.append(seed)
             continue
-        report = {"together": len(seeds), "seconds": trained.seconds, "start_commit": commit}
+        report = {"together": len(seeds), "seconds": trained.seconds, **commits}
         scores = write_cell(dataset, row, seed, codes, assigned, labels, report)
         took = sum(trained.seconds.values())
         print(
@@ -402,8 +416,12 @@ def start_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, str | N
         made = {"recipe": wanted, "commit": environment.environment()["commit"]}
         note.write_text(json.dumps(made, indent=1) + "\n")
     checkpoint.drop_damaged(folder / "train", spare=True)
-    trained = run.execute(cell_options(dataset, row), dataset.x, folder=folder, seeds=seeds)
-    return trained, made["commit"]
+    options = cell_options(dataset, row)
+    try:
+        return run.execute(options, dataset.x, folder=folder, seeds=seeds), made["commit"]
+    except checkpoint.CheckpointError:  # of other networks than those of today
+        shutil.rmtree(folder)
+        return start_of(dataset, row, seeds)
 
 
 def clustered_again(dataset: Any, cell: Any, seeds: Sequence[int], start: Any) -> Any:
@@ -518,8 +536,8 @@ def quality_table() -> str:
         "info_max has no published figure for this network: beside it stands the highest of any "
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
         "an accuracy has one cluster for each class. "
-        "next_token reads the words of a text in their order, all other rows have its TF-IDF "
-        "features. of: the data are the features of that row. "
+        "next_token reads the words of a text in their order, other rows have its TF-IDF features. "
+        "of: the data are the features of that row. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
         "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
         "those marked float32. "

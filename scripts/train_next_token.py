@@ -1,4 +1,4 @@
-"""Train a network to tell how texts go on, and cluster them by what it remembers of them.
+"""Train a network to tell how texts go on, and cluster them by what they are about.
 
     python scripts/train_next_token.py --data bbc_news                   # some minutes
     python scripts/train_next_token.py --data ag_news --network transformer --hidden 128 128

@@ -1,15 +1,19 @@
 """The runs that show how good made rows are: trained once, gone on with, and written as tables."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from test_scripts import ROOT, script
 
+from deepclust_jax import config
 from deepclust_jax.report import pretext
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
+import train_deep_kmeans
+
 MADE = script("made_rows")
 TINY = "--hidden 8 8 --embed-dim 2 --epochs 1 --limit 60"
 
@@ -45,17 +49,44 @@ def test_runs_are_trained_once_and_shown(results, capsys):
     assert f"| digits | autoencoder | {shown} | 2 |" in table
 
 
-def test_a_run_of_another_command_is_trained_again_and_one_that_was_stopped_goes_on(results):
+def read(results, cell):
+    return json.loads((results / f"{cell}.json").read_text())
+
+
+def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(results, monkeypatch):
     args = ["--runs", "ring_8", "--seeds", "1"]
     assert MADE.main(args) == 0
-    file = results / "ring_8.json"
-    file.write_text(json.dumps({"command": "another"}))
+    whole = read(results, "ring_8")
     (folder,) = (results.parent / "runs").glob("ring_8-*")
-    report = (folder / "report.json").read_text()
-    assert MADE.main(args) == 0  # of the report that is there
-    assert json.loads(file.read_text())["external"] == json.loads(report)["external"]
-    assert MADE.main([*args[:-1], "2"]) == 0
-    assert json.loads(file.read_text())["n_runs"] == 2
+    (results / "ring_8.json").unlink()
+    called, main = [], train_deep_kmeans.main
+    monkeypatch.setattr(train_deep_kmeans, "main", lambda a: called.append(a) or main(a))
+    assert MADE.main(args) == 0 and not called  # the report is there
+    (results / "ring_8.json").unlink()
+    (folder / "report.json").unlink()
+    assert MADE.main(args) == 0 and called == [["--resume", "--out", str(folder)]]
+    assert read(results, "ring_8")["external"] == whole["external"]
+
+
+def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(results, monkeypatch):
+    args = ["--runs", "ring_8", "--seeds", "1"]
+    assert MADE.main(args) == 0
+    profile = config.PROFILES["practical"]
+    monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
+    assert MADE.main(args) == 0
+    assert read(results, "ring_8")["options"]["penalty"] == 1.25
+    assert MADE.main([*args[:-1], "2"]) == 0 and read(results, "ring_8")["n_runs"] == 2
+    assert MADE.main(args) == 0 and read(results, "ring_8")["n_runs"] == 2, "not by fewer"
+
+
+def test_the_game_is_trained_again_where_its_rows_are_gone(results):
+    args = ["--runs", "usps-few", "--seeds", "1"]
+    assert MADE.main(args) == 0
+    shutil.rmtree(results.parent / "runs")
+    (results / "usps-few-autoencoder-made.json").unlink()
+    assert MADE.main(args) == 0
+    text = (results / "usps-few-autoencoder-made.json").read_text()
+    assert str(results.parent) not in text, "no path of this machine"
 
 
 def test_no_seeds_are_refused(capsys):

@@ -400,19 +400,48 @@ def test_the_features_of_a_row_are_the_data_of_another(folder):
         made = {name: part["method"] for name, part in cell["recipe"].items() if name != "checksum"}
         assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
         assert cell["recipe"]["checksum"] == dataset.checksum
-        z = np.load(starts / "digits" / f"rotation-seed{seed}" / "codes.npy")
-        trained = REPRODUCE.start_of(dataset, "rotation", [seed])[0]
-        np.testing.assert_array_equal(
-            z, train.embed(trained.algorithm, trained.state, dataset.x)[0][0]
-        )
+        front = REPRODUCE.start_of(dataset, "rotation", [0, 1])[0]
+        z = train.embed(front.algorithm, front.state, dataset.x)[0][seed]
+        kept = np.load(starts / "digits" / f"codes-rotation-seed{seed}" / "codes.npy")
+        np.testing.assert_allclose(kept, z, rtol=1e-5, atol=1e-6)
         assert (starts / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
         stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
-        codes = REPRODUCE.codes_of(dataset, "rotation", seed)[0]
+        codes = REPRODUCE.codes_of(dataset, "rotation", front, seed, seed)
         assert codes.x.shape == (150, 4)
         x, again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
         np.testing.assert_array_equal(stored, train.embed(again.algorithm, again.state, x)[1][0])
     assert REPRODUCE.is_done(dataset, row, 1) and not REPRODUCE.is_done(dataset, row, 2)
     assert f"| digits | {row} |" in REPRODUCE.quality_table()
+
+
+def test_a_diverged_seed_of_a_front_end_does_not_stop_the_others(folder, monkeypatch):
+    dataset, labels = data.load("digits")
+    whole = REPRODUCE.trained_of
+
+    def fails(codes, row, seeds):
+        if seeds == [0]:
+            raise train.Diverged("seed 0")
+        return whole(codes, row, seeds)
+
+    monkeypatch.setattr(REPRODUCE, "trained_of", fails)
+    with pytest.raises(train.Diverged, match=r"found others for seeds \[0\]"):
+        REPRODUCE.train_cells(dataset, labels, "n2d-of-rotation", [0, 1])
+    there = [REPRODUCE.is_done(dataset, "n2d-of-rotation", seed) for seed in (0, 1)]
+    assert there == [False, True]
+
+
+def test_a_start_of_other_networks_is_trained_again(folder):
+    """Trap: a network that changed since, and a stored start of which the recipe is the same."""
+    dataset, _ = data.load("digits")
+    REPRODUCE.start_of(dataset, "autoencoder", [0])
+    kept = folder / "starts" / "digits" / "autoencoder-seed0"
+    note = json.loads((kept / "made.json").read_text())
+    other = dataclasses.replace(dataset, x=dataset.x[:, :7])
+    shutil.rmtree(kept / "train")
+    run.execute(REPRODUCE.cell_options(other, "autoencoder"), other.x, folder=kept, seeds=[0])
+    assert json.loads((kept / "made.json").read_text()) == note
+    trained = REPRODUCE.start_of(dataset, "autoencoder", [0])[0]
+    assert train.embed(trained.algorithm, trained.state, dataset.x)[0].shape == (1, 150, 4)
 
 
 def test_next_token_is_left_out_where_its_library_is_missing(monkeypatch, capsys):

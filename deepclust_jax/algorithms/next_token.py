@@ -87,9 +87,7 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
         return language.init(key, windows(x)[:1, 0])
 
     def topic(params, x):
-        tokens = windows(x)
-        states = language.states(params, tokens.reshape(-1, WINDOW))[:, -1, -config.topics :]
-        return states.reshape(*tokens.shape[:2], -1)[:, -1]
+        return states_of(params, windows(x), language)[:, -1, -1, -config.topics :]
 
     return Nets(Network(init, topic), language)
 
@@ -119,15 +117,20 @@ def filled(x: np.ndarray) -> float:
     return float(np.ceil(100.0 * np.mean(np.asarray(x) != PAD)) / 100.0)
 
 
+def states_of(params: Params, tokens: Array, language: networks.Language) -> Array:
+    """States of documents that do not see each other. int32 [n, w, t] -> [n, w, t, m]."""
+    return jax.vmap(lambda own: language.states(params, own))(tokens)
+
+
 def is_told(tokens: Array) -> Array:
-    """Whether a token of a window is predicted: not padding, a start or the first, which nothing
-    is before. [m, t] -> bool [m, t]."""
+    """Whether a token of a window is predicted: not padding, a start or the first, which no state
+    of its window is before. [m, t] -> bool [m, t]."""
     is_first = jnp.arange(tokens.shape[1]) == 0
     return (tokens != PAD) & (tokens != START) & ~is_first[None, :]
 
 
 def surprises(params: Params, tokens: Array, states: Array, language: networks.Language) -> Array:
-    """-log p of each token given those before it in its window, nats, 0 where none is told.
+    """-log p of each token given those before it, nats, 0 where none is told.
 
     [m, t], states [m, t, d] -> [m, t].
     """
@@ -148,8 +151,10 @@ def surprises(params: Params, tokens: Array, states: Array, language: networks.L
 def told(params: Params, x: Array, language: networks.Language) -> tuple[Array, Array]:
     """Sums of -log p of documents, nats, and their numbers of tokens that are told. [n, t] -> [n],
     [n]."""
-    tokens = windows(x).reshape(-1, WINDOW)
-    found = surprises(params, tokens, language.states(params, tokens), language)
+    tokens = windows(x)
+    states = states_of(params, tokens, language)
+    tokens = tokens.reshape(-1, WINDOW)
+    found = surprises(params, tokens, states.reshape(len(tokens), WINDOW, -1), language)
     return found.reshape(len(x), -1).sum(axis=1), is_told(tokens).reshape(len(x), -1).sum(axis=1)
 
 
@@ -174,13 +179,13 @@ def generate(
 ) -> Array:
     """Windows whose first `given` tokens stay, but for padding; the others are drawn in turn.
 
-    int32 [m, 64] -> int32 [m, 64]. PAD and START are not drawn. At a temperature near 0 it is
-    always the most probable token.
+    int32 [m, 64] -> int32 [m, 64]; none sees another. PAD and START are not drawn. At a temperature
+    near 0 it is always the most probable token.
     """
     params, language = state.params["encoder"], nets.language
 
     def draw(t, tokens):
-        states = language.states(params, tokens)
+        states = states_of(params, tokens[:, None], language)[:, 0]
         before = jax.lax.dynamic_index_in_dim(states, t - 1, axis=1, keepdims=False)
         logits = language.logits(params, before) / temperature
         logits = logits.at[:, jnp.array([PAD, START])].set(-jnp.inf)

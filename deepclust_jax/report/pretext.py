@@ -196,6 +196,9 @@ def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[st
     return scores.summary(np.array(found))
 
 
+ABOUT_CENTRES = ("ring_8", "grid_25")  # data sets of points whose classes are round
+
+
 def near_centres(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
     """Share of made points that lie within 3 deviations of the centre of a class, in each run: the
     usual measure for GANs of points about centres. Points [n, d] and their labels [n]; a deviation

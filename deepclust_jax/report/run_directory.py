@@ -91,7 +91,7 @@ def write(
     if options.method.method in config.GAMES:
         if labels is not None:
             played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
-            if dataset.x.shape[1:] == (2,):
+            if dataset.name in pretext.ABOUT_CENTRES:
                 played["made"]["near"] = pretext.near_centres(made, dataset.x, labels)
             judged = pretext.judged(made, dataset.x, labels)
             played |= {} if judged is None else {"judged": judged}
