@@ -10,12 +10,21 @@ import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
 from deepclust_jax import config, run
+from deepclust_jax.metrics import classifier
 from deepclust_jax.report import film, pretext, tables
 from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 GAN = script("train_gan")
 SMALL = ["--hidden", "16", "8", "--embed-dim", "4", "--seeds", "2", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def judged_soon():
+    """The classifier of scores learns for fewer steps; tests/test_classifier.py has all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "_STEPS", 200)
+        yield
 
 
 @pytest.fixture(scope="module")

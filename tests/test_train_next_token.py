@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_as_one_that_was_not(run_of_texts, texts, tmp_path
     "args, words",
     [
         (["--network", "mlp"], "expected --network gru or transformer beside --method next_token"),
-        (["--embed-dim", "17"], "expected embed_dim <= 16, the numbers of a state, found 17"),
+        (["--embed-dim", "65"], "expected embed_dim <= 64, the numbers of a topic, found 65"),
         (["--precision", "bfloat16"], "--method next_token needs --precision float32"),
         (["--method", "dec"], "expected no --method, which is next_token here"),
         (["--augment", "affine"], "--augment affine needs images"),
