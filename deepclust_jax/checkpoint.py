@@ -33,6 +33,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the first line says which and why."""
 
 
+class Mismatch(CheckpointError):
+    """A sound checkpoint that is of other arrays than those that are to be restored."""
+
+
 def save(folder: str | Path, state: Any, *, step: int, metadata: dict | None = None) -> None:
     """Write `state` as folder/<step> and remove all but the newest two steps; atomic, synchronous.
 
@@ -352,7 +356,7 @@ def _check_fit(path: Path, stored: dict[str, dict], expected: dict[str, Any]) ->
     if differences:
         more = [f"and {len(differences) - 4} more"] if len(differences) > 5 else []
         shown = differences if not more else differences[:4]
-        raise CheckpointError(f"{path} does not fit the target: " + "\n".join(shown + more))
+        raise Mismatch(f"{path} does not fit the target: " + "\n".join(shown + more))
 
 
 def _place(array: np.ndarray, leaf: Any) -> Any:

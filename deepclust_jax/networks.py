@@ -364,6 +364,13 @@ class _Frames(nn.Module):
         return self.head(states)
 
 
+def _own_past(starts: Array) -> Array:
+    """Which tokens of its window each one sees: itself, and those of its text before it. bool
+    [m, t] -> bool [m, t, t]."""
+    text = jnp.cumsum(starts, axis=1)
+    return (text[:, :, None] == text[:, None, :]) & jnp.tri(starts.shape[1], dtype=bool)[None]
+
+
 class _Attention(nn.Module):
     """A block of a transformer: every token looks at those before it in its text."""
 
@@ -372,13 +379,11 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x, starts):
         b, t, width = x.shape
-        text = jnp.cumsum(starts, axis=1)
-        seen = (text[:, :, None] == text[:, None, :]) & jnp.tri(t, dtype=bool)[None]
         query, key, value = (
             a.reshape(b, t, self.heads, -1)
             for a in jnp.split(nn.Dense(3 * width)(nn.LayerNorm()(x)), 3, axis=-1)
         )
-        found = jax.nn.dot_product_attention(query, key, value, mask=seen[:, None])
+        found = jax.nn.dot_product_attention(query, key, value, mask=_own_past(starts)[:, None])
         x = x + nn.Dense(width, kernel_init=_kernel_init(0.1))(found.reshape(b, t, width))
         hidden = nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x)))
         return x + nn.Dense(width, kernel_init=_kernel_init(0.1))(hidden)
@@ -387,9 +392,8 @@ class _Attention(nn.Module):
 def _so_far(values: Array, starts: Array) -> Array:
     """Sums over the tokens of a text up to each, this one too. Windows follow one another, and a
     text goes on from one to the next until another starts. [m, t, d], bool [m, t] -> [m, t, d]."""
+    own = _own_past(starts).astype(values.dtype) @ values
     text = jnp.cumsum(starts, axis=1)
-    seen = (text[:, :, None] == text[:, None, :]) & jnp.tri(starts.shape[1], dtype=bool)[None]
-    own = seen.astype(values.dtype) @ values
 
     def join(one, other):
         return one[0] | other[0], jnp.where(other[0], other[1], one[1] + other[1])

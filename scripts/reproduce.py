@@ -301,26 +301,27 @@ def train_cells(dataset: Any, labels: Any, row: str, seeds: Sequence[int]) -> No
     if row == "kmeans":
         return cluster_rows(dataset, labels, seeds)
     if _OF not in row:
-        x, trained, commit = trained_of(dataset, row, seeds)
-        return write_cells(dataset, labels, row, seeds, x, trained, {"start_commit": commit})
+        trained, commit = trained_of(dataset, row, seeds)
+        commits = {"start_commit": commit}
+        return write_cells(dataset, labels, row, seeds, dataset.x, trained, commits)
     own, diverged = row.split(_OF)[0], []
     front, front_commit = start_of(dataset, front_of(row), seeds)
     for i, seed in enumerate(seeds):
         try:
             codes = codes_of(dataset, front_of(row), front, i, seed)
-            x, trained, commit = trained_of(codes, own, [seed])
+            trained, commit = trained_of(codes, own, [seed])
             share = front.seconds["train"] / len(seeds)
             trained = trained._replace(seconds={"front": share, **trained.seconds})
             commits = {"start_commit": commit, "front_commit": front_commit}
-            write_cells(dataset, labels, row, [seed], x, trained, commits)
+            write_cells(dataset, labels, row, [seed], codes.x, trained, commits)
         except train.Diverged:
             diverged.append(seed)
     if diverged:
         raise train.Diverged(f"expected finite steps and codes, found others for seeds {diverged}")
 
 
-def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, Any, str | None]:
-    """The rows, the trained cells of a row, and the commit of what they started from."""
+def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, str | None]:
+    """The trained cells of a row, and the commit of what they started from."""
     from deepclust_jax import run
 
     trained, commit = start_of(dataset, start_row(row), seeds)
@@ -332,7 +333,7 @@ def trained_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, Any, 
         trained = run.execute(cell, dataset.x, seeds=seeds, pretrained=start.state)
         seconds = {"pretrain": start.seconds["train"], **trained.seconds}
         trained = trained._replace(seconds=seconds)
-    return dataset.x, trained, commit
+    return trained, commit
 
 
 def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
@@ -419,7 +420,7 @@ def start_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, str | N
     options = cell_options(dataset, row)
     try:
         return run.execute(options, dataset.x, folder=folder, seeds=seeds), made["commit"]
-    except checkpoint.CheckpointError:  # of other networks than those of today
+    except checkpoint.Mismatch:  # of other networks than those of today
         shutil.rmtree(folder)
         return start_of(dataset, row, seeds)
 

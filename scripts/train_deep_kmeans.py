@@ -41,10 +41,10 @@ def main(args: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        name = type(error).__name__
-        if name not in ("ConfigError", "DataError", "CheckpointError", "Diverged"):
+        names = {kind.__name__ for kind in type(error).__mro__}  # no import of what takes long
+        started = names & {"CheckpointError", "Diverged"}
+        if not started and not names & {"ConfigError", "DataError"}:
             raise
-        started = name in ("CheckpointError", "Diverged")
         again = f"; --overwrite replaces the run in {options.run.out}" if started else ""
         print(f"error: {error}{again}", file=sys.stderr)
         return 2

@@ -408,8 +408,9 @@ def test_the_features_of_a_row_are_the_data_of_another(folder):
         stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
         codes = REPRODUCE.codes_of(dataset, "rotation", front, seed, seed)
         assert codes.x.shape == (150, 4)
-        x, again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
-        np.testing.assert_array_equal(stored, train.embed(again.algorithm, again.state, x)[1][0])
+        again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
+        found = train.embed(again.algorithm, again.state, codes.x)[1][0]
+        np.testing.assert_array_equal(stored, found)
     assert REPRODUCE.is_done(dataset, row, 1) and not REPRODUCE.is_done(dataset, row, 2)
     assert f"| digits | {row} |" in REPRODUCE.quality_table()
 
@@ -442,6 +443,21 @@ def test_a_start_of_other_networks_is_trained_again(folder):
     assert json.loads((kept / "made.json").read_text()) == note
     trained = REPRODUCE.start_of(dataset, "autoencoder", [0])[0]
     assert train.embed(trained.algorithm, trained.state, dataset.x)[0].shape == (1, 150, 4)
+
+
+def test_a_start_that_cannot_be_written_is_kept(folder, monkeypatch):
+    """A full disk says nothing against what was trained, and training again would not end."""
+    dataset, _ = data.load("digits")
+    REPRODUCE.start_of(dataset, "autoencoder", [0])
+    kept = sorted((folder / "starts").rglob("*"))
+
+    def full(*args, **options):
+        raise checkpoint.CheckpointError("cannot write a checkpoint: no space left")
+
+    monkeypatch.setattr(run, "execute", full)
+    with pytest.raises(checkpoint.CheckpointError, match="no space left"):
+        REPRODUCE.start_of(dataset, "autoencoder", [0])
+    assert sorted((folder / "starts").rglob("*")) == kept
 
 
 def test_next_token_is_left_out_where_its_library_is_missing(monkeypatch, capsys):
