@@ -27,6 +27,8 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise  # no error of the user's: see `to_reader`
     except Exception as error:
         reason = str(error)
         if isinstance(error, OSError):  # a full disk, or a file that is gone
@@ -37,21 +39,35 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
         return 2
 
 
+def to_reader(main: Callable[[], int]) -> int:
+    """What `main` returns, once what it printed is written; 141, as shells have it, where the
+    reader left before that, as of `| head`."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Or Python complains when it flushes again as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
 def check_seed(seed: int) -> None:
     """Raise ConfigError for a seed that is no root of keys."""
     if not 0 <= seed < 2**32:
         raise ConfigError(f"expected --seed from 0 to 2**32 - 1, found {seed}")
 
 
-def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
-    """Raise ConfigError unless a file of that ending can be written there."""
+def check_output(path: Path, suffix: str, flag: str, *, overwrite: bool) -> None:
+    """Raise ConfigError unless a file of that ending, the value of `flag`, can be written there."""
     folder = path.absolute().parent
     if path.suffix != suffix:
         raise ConfigError(f"expected a file ending in {suffix}, found {path}; rename it")
     if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder; choose a file")
     if os.path.exists(path) and not overwrite:
-        raise ConfigError(f"{path} is there already; add --overwrite or choose another")
+        raise ConfigError(f"{path} is there already; add --overwrite or give another {flag}")
     if not os.path.isdir(folder):
         raise ConfigError(f"no folder {folder} for {path}; make it")
     if not os.access(folder, os.W_OK):

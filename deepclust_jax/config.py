@@ -219,7 +219,7 @@ class Run:
     """Root of all keys. The same seed gives the same runs."""
 
     out: Path | None = None
-    """Run directory. None: runs/DATA-METHOD."""
+    """Run directory. None: runs/DATA-METHOD, and what --augment and --merge change."""
 
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
@@ -663,7 +663,9 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:
         stem = Path(os.path.abspath(options.data.data)).stem
-        out = Path("runs") / f"{stem}-{options.method.method}"
+        augment = options.method.augment
+        changes = [augment] * (augment != "none") + ["merge"] * options.method.merge
+        out = Path("runs") / "-".join([stem, options.method.method, *changes])
         run = dataclasses.replace(options.run, out=out)
         options = dataclasses.replace(options, run=run)
     _check_ranges(options)

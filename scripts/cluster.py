@@ -61,9 +61,11 @@ def cluster(options: Options) -> int:
     from deepclust_jax.data import preprocessing
     from deepclust_jax.report import run_directory
 
-    outputs = [path for path in (options.labels_out, options.embeddings_out) if path is not None]
-    for path in outputs:
-        command.check_output(path, ".npy", overwrite=options.overwrite)
+    flags = {"--labels-out": options.labels_out, "--embeddings-out": options.embeddings_out}
+    outputs = [path for path in flags.values() if path is not None]
+    for flag, path in flags.items():
+        if path is not None:
+            command.check_output(path, ".npy", flag, overwrite=options.overwrite)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     if config.run_of(options.data) is not None:
@@ -74,13 +76,21 @@ def cluster(options: Options) -> int:
     run.platform()
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
-    dataset, _ = data.load(
-        options.data,
-        labels=options.labels,
-        kind=stored.kind,
-        preprocessing=stored,
-        limit=options.limit,
-    )
+    try:
+        dataset, _ = data.load(
+            options.data,
+            labels=options.labels,
+            kind=stored.kind,
+            preprocessing=stored,
+            limit=options.limit,
+        )
+    except data.DataError as error:
+        column = trained.options.data.labels
+        if options.labels or not column or Path(column).suffix:
+            raise
+        raise data.DataError(
+            f"{error}; the run had --labels {column}: where the new rows have it, give it here too"
+        ) from None
     second = options.run / run_directory.PARTNER
     if second.is_dir() != (options.partner is not None):
         has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
@@ -107,4 +117,4 @@ def cluster(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

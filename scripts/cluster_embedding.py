@@ -91,8 +91,8 @@ class Options:
     seed: int = 0
     """Seed of kmeans, balanced, hierarchical, mixture and graph."""
 
-    labels_out: Path = Path("labels.npy")
-    """File for the clusters, int32 [n]; -1 is noise."""
+    labels_out: Path | None = None
+    """File for the clusters, int32 [n]; -1 is noise. None: labels-CLUSTERER.npy."""
 
     centroids_out: Path | None = None
     """File for the centroids, [k, d] on the scale of the scaled rows, of kmeans, balanced,
@@ -116,9 +116,10 @@ def cluster(options: Options) -> int:
     from deepclust_jax.report import run_directory
 
     check_options(options)
-    command.check_output(options.labels_out, ".npy", overwrite=options.overwrite)
-    if options.centroids_out is not None:
-        command.check_output(options.centroids_out, ".npy", overwrite=options.overwrite)
+    labels_out = options.labels_out or Path(f"labels-{options.clusterer}.npy")
+    command.check_output(labels_out, ".npy", "--labels-out", overwrite=options.overwrite)
+    if (path := options.centroids_out) is not None:
+        command.check_output(path, ".npy", "--centroids-out", overwrite=options.overwrite)
     start_devices(options.devices)
     z, truth, k = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
@@ -128,8 +129,8 @@ def cluster(options: Options) -> int:
     if options.merge and k < 2:
         raise config.ConfigError(f"expected --n-clusters >= 2 to merge, found {k}")
     labels, centroids = cluster_rows(options, z, k)
-    np.save(options.labels_out, labels)  # before the scores, which take their time
-    print(f"Labels: {options.labels_out}")
+    np.save(labels_out, labels)  # before the scores, which take their time
+    print(f"Labels: {labels_out}")
     if options.centroids_out is not None:
         np.save(options.centroids_out, centroids)
         print(f"Centroids: {options.centroids_out}")
@@ -282,4 +283,4 @@ def neighbour_distances(z, min_samples: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

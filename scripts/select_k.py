@@ -70,7 +70,7 @@ def select(options: Options) -> int:
     command.check_seed(options.seed)
     if options.draws < 1:
         raise ValueError(f"expected --draws >= 1, found {options.draws}")
-    command.check_output(options.out, ".png", overwrite=options.overwrite)
+    command.check_output(options.out, ".png", "--out", overwrite=options.overwrite)
     rows, _, _ = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
     )
@@ -107,4 +107,4 @@ def select(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from deepclust_jax import config
+from deepclust_jax import command, config
 
 
 def main(args: list[str] | None = None) -> int:
@@ -42,4 +42,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deepclust_jax import config
+from deepclust_jax import command, config
 
 # All that a run leaves in its directory, and so all that --overwrite may delete.
 OF_A_RUN = {
@@ -260,7 +260,7 @@ def check_folder(options: config.Options) -> None:
     # os.path: unlike Path's methods, these are False where one may not look.
     if os.path.exists(out) and not os.path.isdir(out):
         raise config.ConfigError(
-            f"expected a folder as --out, found the file {out}; choose another"
+            f"expected a folder as --out, found the file {out}; choose another --out"
         )
     known = config.is_run(out)
     if options.run.resume and not known:
@@ -277,7 +277,8 @@ def check_folder(options: config.Options) -> None:
             raise config.ConfigError(f"--out {out} holds other files; choose an empty folder")
         if not (options.run.resume or options.run.overwrite):
             raise config.ConfigError(
-                f"--out {out} holds another run; add --resume or --overwrite, or choose another"
+                f"--out {out} holds another run; add --resume or --overwrite, or choose another "
+                "--out"
             )
         others = sorted({path.name.removesuffix(".tmp") for path in out.iterdir()} - OF_A_RUN)
         if options.run.overwrite and others:
@@ -420,4 +421,4 @@ def progress():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

@@ -13,6 +13,8 @@ real ones. `made.png` shows some, `walk.png` what lies between them, and `film.g
 
 import sys
 
+from deepclust_jax import command
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
@@ -22,4 +24,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

@@ -10,6 +10,8 @@ text that the network wrote for it.
 
 import sys
 
+from deepclust_jax import command
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
@@ -19,4 +21,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

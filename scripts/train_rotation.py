@@ -9,6 +9,8 @@ report; after the scores come how often turns are found, by class, and the clust
 
 import sys
 
+from deepclust_jax import command
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
@@ -18,4 +20,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.to_reader(main))

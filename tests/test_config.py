@@ -289,6 +289,8 @@ def test_the_run_directory_is_named_after_data_and_method():
     assert resolved("--method", "dkm").run.out == Path("runs/digits-dkm")
     assert resolved("--data", "some/rows.npy").run.out == Path("runs/rows-dcn")
     assert resolved("--out", "x").run.out == Path("x")
+    graph = ("--data", "usps", "--method", "contrastive", "--augment", "affine", "--merge")
+    assert resolved(*graph).run.out == Path("runs/usps-contrastive-affine-merge")
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,15 @@ def test_file_without_permission(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3,red\n", "column 'b', row 1 (counted from 0): expected a number, found 'red'"),
+        (
+            "a,b\nred,2\nblue,3\n",
+            "row 0 (counted from 0): expected a number, found 'red'; drop the column",
+        ),
+        (
+            "a,b\n1,2\n\n3,n/a\n",
+            "line 4: column 'b', row 1 (counted from 0): expected a number, "
+            "found 'n/a'; fill it, or drop the row or the column",
+        ),
         ("a,b\n1,\n3,4\n", "found an empty cell; fill it, or drop the row"),
         ("a,b\n1,2\n3\n", "row 1 (counted from 0) has 1 cells, expected 2"),
         ("a,b\n1,2,3\n3,4,5\n", "row 0 (counted from 0) has 3 cells, expected 2"),

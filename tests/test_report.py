@@ -57,6 +57,22 @@ def test_choose_with_few_runs_takes_the_objective():
     assert scores.choose(RUNS[:1], np.array([np.nan]))[0] == 0
 
 
+def test_choose_of_two_tells_a_tie():
+    assert "lowest final loss" in scores.choose(RUNS[:2], np.array([2.0, 1.0]))[1]
+    tie = scores.choose(RUNS[:2], np.array([2.0, 2.0]))
+    assert tie == (0, "Run 0 is the first of 2 runs of the same final loss.")
+
+
+def test_clusters_found_are_those_of_the_run_kept_not_of_the_largest():
+    found = np.array([[0, 0, 1, 1, 0, 1], [0, 0, 1, 1, 0, 1], [0, 1, 2, 3, 4, 5]])
+    z = np.random.default_rng(0).normal(size=(3, 6, 2))
+    report = scores.score_population(found, iter(z), np.array([1.0, 2.0, 0.0]))
+    assert report["chosen"]["run"] == 0 and report["cluster_sizes"] == [3, 3]
+    assert scores.score_population(found[:2], iter(z[:2]), np.zeros(2), n_clusters=4)[
+        "cluster_sizes"
+    ] == [3, 3, 0, 0]
+
+
 def test_choose_sets_diverged_and_collapsed_runs_aside():
     collapsed = np.zeros_like(RUNS[:1])
     runs = np.concatenate([collapsed, collapsed, collapsed, RUNS[:3]])
@@ -429,6 +445,18 @@ def test_sample_images_are_the_nearest_pixel_for_pixel(tmp_path):
 def test_nearest_skips_noise_and_keeps_empty_clusters():
     found = figures.nearest(np.array([2, -1, 2, 0, 2]), np.array([3.0, 0, 1, 5, 2]), 2)
     assert [x.tolist() for x in found] == [[3], [], [2, 4]]
+    more = figures.nearest(np.array([1, -1]), np.array([1.0, 2.0]), 2, n_clusters=4)
+    assert [x.tolist() for x in more] == [[], [0], [], []]
+
+
+def test_clusters_without_rows_are_shown_at_the_end_too(tmp_path):
+    images, labels = RNG.random((6, 4, 4, 1)), np.array([0, 0, 1, 1, 0, 1])
+    for k in (2, 5):
+        figures.sample_images(tmp_path / f"{k}.png", images, labels, np.zeros(6), n_clusters=k)
+    assert png_size(tmp_path / "5.png")[1] > 2 * png_size(tmp_path / "2.png")[1]
+    texts = ["a", "b", "c", "d", "e", "f"]
+    figures.sample_texts(tmp_path / "x.md", texts, labels, np.zeros(6), n_clusters=3)
+    assert "## Cluster 2 (n = 0)" in (tmp_path / "x.md").read_text()
 
 
 def test_rgb_takes_bytes_unit_floats_and_stretches_the_rest():

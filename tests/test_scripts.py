@@ -633,6 +633,20 @@ def test_own_table_with_and_without_a_label_column(tmp_path):
     found = np.load(tmp_path / "named" / "labels_all.npy")[0]
     expected = float(metrics.external_scores(np.unique(y, return_inverse=True)[1], found)["ari"])
     assert with_labels["external"]["ari"]["values"][0] == pytest.approx(expected)
+    forgot = refused(
+        CLUSTER, tmp_path / "named", tmp_path / "t.csv", "--labels-out", tmp_path / "l.npy"
+    )
+    assert "found 'b'; drop the column" in forgot and "the run had --labels group: where" in forgot
+
+
+@pytest.mark.parametrize("script", ["train_deep_kmeans", "train_gan", "cluster", "select_k"])
+def test_a_reader_that_leaves_is_no_error(script):
+    """As `--help | head` does."""
+    args = [sys.executable, ROOT / "scripts" / f"{script}.py", "--help"]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):
@@ -843,7 +857,7 @@ def test_a_row_gets_the_same_label_in_any_order_and_company(base, digits, tmp_pa
     "make, words",
     [
         (save("a.npy", np.zeros((5, 7, 7), np.uint8)), "8 x 8 x 1 with values of 0 to 16"),
-        (save("a.npy", np.zeros((5, 8, 8), np.float32)), "uint8"),
+        (save("a.npy", np.zeros((5, 8, 8), np.float32)), "range, then x.astype('uint8')"),
         (save("a.npy", np.zeros((5, 64), np.uint8)), "found rows of shape (64,); reshape"),
         (save("a.npy", np.full((5, 8, 8), 255, np.uint8)), "values of 255 to 255, which would"),
         (write("a.txt", "one document\nanother\n"), "expected image data, found text"),
@@ -860,9 +874,9 @@ def test_outputs_are_not_replaced_unless_asked_and_must_be_arrays(base, tmp_path
     out = tmp_path / "labels.npy"
     out.write_text("mine")
     args = (base.folder, "digits", "--limit", "20")
-    assert "--overwrite" in refused(CLUSTER, *args, "--labels-out", out)
+    assert "another --labels-out" in refused(CLUSTER, *args, "--labels-out", out)
     free = ("--labels-out", tmp_path / "other.npy", "--embeddings-out", out)
-    assert "--overwrite" in refused(CLUSTER, *args, *free)
+    assert "another --embeddings-out" in refused(CLUSTER, *args, *free)
     assert ".npy" in refused(CLUSTER, *args, "--labels-out", tmp_path / "labels.txt")
     twice = ("--labels-out", tmp_path / "same.npy", "--embeddings-out", tmp_path / "same.npy")
     assert "are both" in refused(CLUSTER, *args, *twice)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, call, done, refused, script
 
-from deepclust_jax import config, data, run, train
+from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.algorithms import next_token
 from deepclust_jax.report import baselines
 
@@ -55,6 +55,21 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     sizes = report["cluster_sizes"]
     assert samples.count("written by the network") == sum(size > 0 for size in sizes)
     assert samples.count("Words: ") == len(sizes)
+
+
+def test_texts_without_labels_are_compared_with_tf_idf_all_the_same(texts, tmp_path):
+    lines = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    out = tmp_path / "run"
+    printed = done(NEXT_TOKEN, "--data", tmp_path / "texts.txt", *SMALL, "--out", out)
+    found = json.loads((out / "report.json").read_text())["pretext"]["agreement"][baselines.TEXTS]
+    options, x = run.read_options(out), data.load(tmp_path / "texts.txt")[0].x
+    simpler = baselines.kmeans_of_rows(run.seed_keys(options), x, 2)
+    own = np.load(out / "labels_all.npy")
+    wanted = [float(metrics.ari(a, b)) for a, b in zip(own, simpler, strict=True)]
+    assert found["values"] == pytest.approx(wanted)
+    assert f"agreement with {baselines.TEXTS} [% ARI]: {100 * np.mean(wanted):.1f}" in printed
+    assert "Of fewer than 5,000 texts k-means on TF-IDF was ahead" in printed
 
 
 def test_another_method_takes_the_options_but_not_the_tokens(run_of_texts):

@@ -86,7 +86,9 @@ def check_options(kind: str | None, scaling: str) -> None:
     if scaling not in known:
         raise DataError(f"unknown scaling {scaling!r}; expected {', '.join(known)}")
     if scaling == "tokens" and kind not in (None, "text"):
-        raise DataError(f"tokens (of --method next_token) are of texts, found {kind} data")
+        raise DataError(
+            f"tokens (of --method next_token) are of texts, found {kind} data; give texts as --data"
+        )
     if scaling == "speech" and kind not in (None, "audio"):
         raise DataError(f"the scaling speech is of sounds, found {kind} data")
     own = {"text": ("auto", "tokens"), "audio": ("auto", "standard", "speech")}
@@ -150,11 +152,12 @@ def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
         if p.kind == "image":
             _check_shape(p, raw)
         return
-    are_bytes, wants_bytes = raw.dtype == np.uint8, p.settings["type"] == "uint8"
+    are_bytes, dtype = raw.dtype == np.uint8, p.settings["type"]
+    wants_bytes = dtype == "uint8"
     if p.kind == "image" and wants_bytes != are_bytes:
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found {raw.dtype}, which "
-            "would be scaled wrongly; convert them first"
+            f"would be scaled wrongly; bring them to that range, then x.astype({dtype!r})"
         )
     if p.kind == "tabular" and are_bytes and not wants_bytes:
         raise DataError(

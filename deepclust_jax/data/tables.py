@@ -171,36 +171,41 @@ def _blank_lines(path: Path) -> int:
 
 def _explain_cell(path, separator, header, features, columns) -> None:
     """Raise DataError for the first cell that is not a number or row of another length."""
-    for i, row in enumerate(_csv_rows(path, separator, columns, header)):
+    for i, (line, row) in enumerate(_csv_rows(path, separator, columns, header)):
         for j in features if i >= header else []:
             if not _is_number(row[j]):
                 found, advice = "an empty cell", "fill it, or drop the row or the column"
                 if row[j].strip():
                     found = repr(_short(row[j], 40))
-                    advice = "drop the column, or name it by --labels"
+                    if i == header:  # below a number it is no column of names
+                        advice = "drop the column, or name it by --labels"
                 raise DataError(
-                    f"{path}: column {columns[j]!r}, row {i - header} (counted from 0): expected a "
-                    f"number, found {found}; {advice}"
+                    f"{path}, line {line}: column {columns[j]!r}, row {i - header} (counted from "
+                    f"0): expected a number, found {found}; {advice}"
                 )
 
 
-def _csv_rows(path: Path, separator: str, columns: list[str], header: bool) -> Iterator[list[str]]:
-    """All rows that are not blank; DataError for one of another length than `columns`."""
+def _csv_rows(
+    path: Path, separator: str, columns: list[str], header: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """All rows that are not blank, and the lines on which they end; DataError for one of another
+    length than `columns`."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for i, row in enumerate(row for row in csv.reader(file, delimiter=separator) if row):
+        reader = csv.reader(file, delimiter=separator)
+        for i, row in enumerate(row for row in reader if row):
             if len(row) != len(columns):
                 raise DataError(
-                    f"{path}: row {i - header} (counted from 0) has {len(row)} cells, expected "
-                    f"{len(columns)}; mend the row"
+                    f"{path}, line {reader.line_num}: row {i - header} (counted from 0) has "
+                    f"{len(row)} cells, expected {len(columns)}; mend the row"
                 )
-            yield row
+            yield reader.line_num, row
 
 
 def _csv_column(path, separator, column: int | None, columns) -> list[str] | None:
     """One column below the header, or None; either way every row has the right length."""
     cells = [
         column is not None and row[column].strip()
-        for row in _csv_rows(path, separator, columns, True)
+        for _, row in _csv_rows(path, separator, columns, True)
     ]
     return None if column is None else cells[1:]
 

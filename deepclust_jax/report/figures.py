@@ -121,6 +121,7 @@ def sample_images(
     labels: np.ndarray,
     distances: np.ndarray,
     *,
+    n_clusters: int | None = None,
     per_cluster: int = 10,
     title: str = "nearest to the centroid",
 ) -> None:
@@ -128,9 +129,9 @@ def sample_images(
 
     images [n, h, w, 1 or 3] (uint8, or floats in [0, 1]; only those shown are read), labels [n],
     distances [n] of each image to its own centroid. The first 30 clusters are shown; an empty
-    cluster is an empty row.
+    cluster is an empty row. `n_clusters` None: up to the last one that has images.
     """
-    chosen = nearest(labels, distances, per_cluster)
+    chosen = nearest(labels, distances, per_cluster, n_clusters)
     shown = chosen[:MAX_CLUSTERS]
     sizes = np.bincount(labels[np.asarray(labels) >= 0], minlength=len(chosen))
     # The area is bounded, since photographs hardly compress and the file must stay small.
@@ -186,6 +187,7 @@ def sample_texts(
     *,
     words: Sequence[Sequence[str]] = (),
     written: Mapping[int, str] | None = None,
+    n_clusters: int | None = None,
     per_cluster: int = 5,
     width: int = 300,
 ) -> None:
@@ -194,9 +196,10 @@ def sample_texts(
     Above them the words that tell the cluster, below what a network wrote, where they are given by
     the number of the cluster.
     """
-    sizes = np.bincount(np.asarray(labels)[np.asarray(labels) >= 0])
+    chosen = nearest(labels, distances, per_cluster, n_clusters)
+    sizes = np.bincount(np.asarray(labels)[np.asarray(labels) >= 0], minlength=len(chosen))
     lines = ["# Documents nearest to each centroid"]
-    for k, members in enumerate(nearest(labels, distances, per_cluster)):
+    for k, members in enumerate(chosen):
         lines += ["", f"## Cluster {k} (n = {sizes[k]})", ""]
         if k < len(words):
             lines += [f"Words: {', '.join(words[k])}", ""]
@@ -270,10 +273,13 @@ def training_curves(
     _save(figure, path)
 
 
-def nearest(labels: np.ndarray, distances: np.ndarray, per_cluster: int) -> list[np.ndarray]:
+def nearest(
+    labels: np.ndarray, distances: np.ndarray, per_cluster: int, n_clusters: int | None = None
+) -> list[np.ndarray]:
     """For each cluster 0..k-1 the rows nearest to its centroid, nearest first. [n], [n] -> k lists.
 
-    An empty cluster has an empty list; label -1 (noise) is nowhere.
+    An empty cluster has an empty list; label -1 (noise) is nowhere. `n_clusters` None: up to the
+    last one that has rows.
     """
     labels, distances = np.asarray(labels), np.asarray(distances)
     if labels.ndim != 1 or distances.shape != labels.shape:
@@ -281,7 +287,7 @@ def nearest(labels: np.ndarray, distances: np.ndarray, per_cluster: int) -> list
             f"expected labels and distances [n], found {labels.shape} and {distances.shape}"
         )
     order = np.argsort(distances, kind="stable")
-    k = int(labels.max(initial=-1)) + 1
+    k = n_clusters or int(labels.max(initial=-1)) + 1
     return [order[labels[order] == c][:per_cluster] for c in range(k)]
 
 

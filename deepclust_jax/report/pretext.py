@@ -258,6 +258,7 @@ def of_next_token(
 
     perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
     return {
+        "texts": len(x),
         "rows": "rows held out" if held_out else "rows trained on",
         "perplexity": scores.summary(perplexities),
         "by_frequency": _by_frequency(x[:-held_out] if held_out else x, rows, vocabulary),

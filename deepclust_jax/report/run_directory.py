@@ -99,6 +99,12 @@ def write(
         report["pretext"] = played
     if options.method.method == "next_token":
         report["pretext"] = pretext.of_next_token(options, dataset, trained)
+        if labels is None:  # no score says which is better, but how far they differ is known
+            simpler = baselines.labels_of(run.seed_keys(options), dataset, k, trained)
+            report["pretext"]["agreement"] = {
+                name: scores.summary(np.array(list(map(metrics.ari, labels_all, clusters))))
+                for name, clusters in simpler.items()
+            }
     chosen = report["chosen"]["run"]
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, k)
@@ -122,7 +128,7 @@ def write(
             written = pretext.texts_of_clusters(options, dataset, trained, chosen, begun)
         figures.sample_texts(
             folder / "samples.md", shown.raw, found, distances,
-            words=report["words"], written=written,
+            words=report["words"], written=written, n_clusters=len(centroids),
         )  # fmt: skip
     if options.method.method in config.GAMES:
         _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
@@ -327,7 +333,9 @@ def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> N
         figures.confusion(folder / "confusion.png", truth, labels, dataset.classes)
     images = _pictures(dataset)
     if images is not None:
-        figures.sample_images(folder / "samples.png", images, labels, distances)
+        figures.sample_images(
+            folder / "samples.png", images, labels, distances, n_clusters=len(centroids)
+        )
     history = logs.read_metrics(folder)
     if history:
         figures.training_curves(folder / "training.png", history)
@@ -358,7 +366,10 @@ def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> N
         made, title = maker.make(z), "made from the code of each cluster"
         labels = np.asarray(z[:, -options.data.n_clusters :].argmax(axis=1))
         distances = np.zeros(len(made))
-    figures.sample_images(folder / "made.png", _Scaled(made), labels, distances, title=title)
+    figures.sample_images(
+        folder / "made.png", _Scaled(made), labels, distances,
+        n_clusters=len(centroids), title=title,
+    )  # fmt: skip
     figures.grid(folder / "walk.png", film.walks(maker, key, options), film.COLUMNS)
     film.write(folder)
 

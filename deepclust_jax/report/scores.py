@@ -44,7 +44,8 @@ def score_population(
     agreement, per_run = np.nan, [np.nan]
     if len(labels_all) > 1:
         agreement, per_run = metrics.stability(labels_all)
-    kept, k = labels_all[chosen], n_clusters or labels_all.max() + 1
+    kept = labels_all[chosen]
+    k = n_clusters or int(kept.max(initial=-1)) + 1
     scores = {
         "n_runs": len(labels_all),
         "objective": summary(objectives) | {"name": chosen_by},
@@ -83,6 +84,8 @@ def choose(
         best = int(runs[np.argmin(loss[runs])])
         if len(runs) == 1:
             return best, f"Run {best} is the only run{note}."
+        if loss[runs[0]] == loss[runs[1]]:
+            return best, f"Run {best} is the first of 2 runs of the same {chosen_by}{note}."
         return best, f"Run {best} has the lowest {chosen_by} of {len(runs)} runs{note}."
     agreement = np.asarray(metrics.stability(labels_all[runs])[1], np.float64)
     tied = runs[agreement >= agreement.max() - 1e-9]
