@@ -176,8 +176,8 @@ class Network:
     ResNet-18. Of next_token and next_frame those of their layers; None: 128."""
 
     embed_dim: int | None = None
-    """Width of the code. None: 10, of contrastive, info_max and cross_modal 64, of rotation,
-    mmdc, deep_cluster, next_token (of at most 64), next_frame, gan and its kin 32."""
+    """Width of the code. None: 10, of contrastive, info_max, cross_modal and next_token 64, of
+    rotation, mmdc, deep_cluster, next_frame, gan and its kin 32."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of products (mlp). float32: the device's own, which is TF32 on recent GPUs; bfloat16 keeps
@@ -275,7 +275,7 @@ _GAN = {
 }  # fmt: skip
 _CODED_GAN = {**_GAN, "penalty": 1.0, "prior": None, "labelled_by": "code"}
 _NEXT_TOKEN = {
-    "network": "gru", "hidden": (128,), "embed_dim": 32, "batch_size": 32,
+    "network": "gru", "hidden": (128,), "embed_dim": 64, "batch_size": 32,
     "learning_rate": 3e-3, "decay": 1.0,
 }  # fmt: skip
 _NEXT_FRAME = {

@@ -437,6 +437,10 @@ class _Language(nn.Module):
     def __call__(self, tokens):
         return self.logits(self.states(tokens))
 
+    def topic_of(self, amounts):
+        weights = amounts * jnp.exp(self.weight)[None, :]
+        return weights @ self.topic / (weights.sum(axis=1, keepdims=True) + _DOUBT)
+
     def states(self, tokens):
         starts = tokens == START
         is_word = (tokens != START) & (tokens != PAD)
@@ -472,6 +476,7 @@ class Language(NamedTuple):
     # (params, tokens [b, t]) -> [b, t, m + topics], after each: what it remembers, and the topic
     states: Callable[[Params, Array], Array]
     logits: Callable[[Params, Array], Array]  # (params, states [..., m + topics]) -> [..., v]
+    topic: Callable[[Params, Array], Array]  # (params, amounts of words [b, v]) -> [b, topics]
 
 
 def _network(module: nn.Module) -> Network:
@@ -678,6 +683,7 @@ def language(
         module.init,
         lambda params, tokens: module.apply(params, tokens, method="states"),
         lambda params, states: module.apply(params, states, method="logits"),
+        lambda params, amounts: module.apply(params, amounts, method="topic_of"),
     )
 
 

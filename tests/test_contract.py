@@ -69,7 +69,7 @@ ALGORITHMS = {
     "bi_gan": (bi_gan, bi_gan.Config(**SMALL, latent_dim=4, n_init=2)),
     "next_token": (
         next_token,
-        next_token.Config(3, 2, hidden=(8,), topics=4, learning_rate=0.03, vocabulary=20, n_init=2),
+        next_token.Config(3, 4, hidden=(8,), learning_rate=0.03, vocabulary=20, n_init=2),
     ),
     "next_frame": (
         next_frame,

@@ -11,12 +11,12 @@ import pytest
 
 from deepclust_jax import networks, train
 from deepclust_jax.algorithms import next_token
-from deepclust_jax.clustering import kmeans, whitening
+from deepclust_jax.clustering import kmeans
 from deepclust_jax.data.tokens import PAD, START, WINDOW
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
-SMALL = next_token.Config(3, 4, hidden=(16,), topics=8, vocabulary=30, n_init=2)
+SMALL = next_token.Config(3, 8, hidden=(16,), vocabulary=30, n_init=2)
 KINDS = {"gru": (16,), "two layers": (16, 8), "transformer": (16, 16)}
 
 
@@ -143,24 +143,41 @@ def test_logits_in_parts_are_all_of_them(monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_vector_is_the_weighted_mean_of_words_and_padding_changes_nothing():
+def test_a_topic_is_the_weighted_mean_of_words_and_padding_changes_nothing():
     nets = next_token.build_nets(SMALL, (100,))
     x = documents(6, 100)
     x[0, 1:] = PAD  # a document without a word
     params = nets.encoder.init(KEY, jnp.asarray(x))
     weight = jax.random.normal(KEY, (30,))
     params = {"params": params["params"] | {"weight": weight}}
-    found = nets.encoder.apply(params, jnp.asarray(x))
+    rarity = jnp.linspace(1.0, 2.0, 30)
+    found = next_token.topic(params, jnp.asarray(x), rarity, nets.language)
     assert found.shape == (6, 8) and (found[0] == 0).all()
     for row, own in zip(x[1:], found[1:], strict=True):
-        words = row[(row != PAD) & (row != START)].astype(int)
-        g, e = np.exp(weight)[words], np.asarray(params["params"]["topic"])[words]
-        np.testing.assert_allclose(own, g @ e / (3 + g.sum()), rtol=1e-4, atol=1e-6)
+        words, times = np.unique(row[(row != PAD) & (row != START)].astype(int), return_counts=True)
+        w = (np.exp(weight) * np.asarray(rarity))[words] * (1 + np.log(times))
+        wanted = w @ np.asarray(params["params"]["topic"])[words] / (3 + w.sum())
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-6)
     _, told = next_token.told(params, jnp.asarray(x), nets.language)
     assert told[0] == 0
-    wider = np.pad(x, ((0, 0), (0, 3 * WINDOW)))
-    again = nets.encoder.apply(params, jnp.asarray(wider))
+    wider = jnp.pad(jnp.asarray(x), ((0, 0), (0, 3 * WINDOW)))
+    again = next_token.topic(params, wider, rarity, nets.language)
     np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)
+    plain = next_token.topic(params, wider, jnp.ones(30), nets.language)
+    np.testing.assert_array_equal(nets.encoder.apply(params, wider), plain)
+
+
+@pytest.mark.parametrize("n", [7, 128, 300])
+def test_rare_words_weigh_as_in_scikit_learn(n):
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    x = documents(n, 50)
+    counts = np.stack([np.bincount(row.astype(int), minlength=30) for row in x])
+    wanted = TfidfTransformer().fit(counts).idf_
+    found = next_token.rarity(jnp.asarray(x), 30)
+    np.testing.assert_allclose(found[2:], wanted[2:], rtol=1e-6)
+    np.testing.assert_array_equal(next_token.counts(jnp.asarray(x), 30)[:, 2:], counts[:, 2:])
+    np.testing.assert_array_equal(next_token.counts(jnp.asarray(x), 30)[:, :2], 0)
 
 
 def test_a_topic_goes_on_in_the_next_window_and_ends_with_its_text():
@@ -205,7 +222,7 @@ def trained():
     kind = np.arange(90) % 3
     words = 2 + 8 * kind[:, None] + np.cumsum(rng.integers(1, 3, size=(90, 40)), axis=1) % 8
     x = np.float32(np.pad(words, ((0, 0), (1, 23)), constant_values=((0, 0), (1, 0))))
-    config = dataclasses.replace(SMALL, learning_rate=0.02, embed_dim=2, hidden=(32,), filled=0.65)
+    config = dataclasses.replace(SMALL, learning_rate=0.02, embed_dim=4, hidden=(32,), filled=0.65)
     algorithm = next_token.build(config, (64,))
     found = train.fit(
         KEY, algorithm, x, epochs=30, batch_size=10, refresh_every=0, refresh_at_end=True
@@ -224,9 +241,14 @@ def test_what_goes_on_is_learnt_and_clustered(trained):
     z, labels = train.embed(algorithm, found.state, x)
     assert all(len(set(labels[kind == k].tolist())) == 1 for k in range(3))
     assert len(set(labels.tolist())) == 3
-    vectors = nets.encoder.apply(found.state.params["encoder"], jnp.asarray(x))
-    view = whitening.fit(vectors, 2)
-    np.testing.assert_allclose(np.abs(z), np.abs(whitening.apply(view, vectors)), atol=2e-2)
+    np.testing.assert_allclose(found.state.rarity, next_token.rarity(jnp.asarray(x), 30), rtol=1e-6)
+    topics = next_token.topic(
+        found.state.params["encoder"], jnp.asarray(x), found.state.rarity, nets.language
+    )
+    np.testing.assert_allclose(found.state.mean, topics.mean(axis=0), rtol=1e-5, atol=1e-7)
+    centred = np.asarray(topics) - np.asarray(topics).mean(axis=0, keepdims=True)
+    wanted = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(z, wanted, atol=1e-4)
     np.testing.assert_array_equal(labels, kmeans.assign(z, found.state.centroids)[0])
 
 
@@ -265,11 +287,6 @@ def test_a_text_shorter_than_what_is_given_goes_on_where_it_ends(trained):
         ({}, (8, 8, 1), r"expected documents \[t\] of tokens, found rows of shape \(8, 8, 1\)"),
         ({"network": "mlp"}, (64,), "expected network 'gru' or 'transformer', found 'mlp'"),
         ({"network": "transformer", "hidden": (8, 16)}, (64,), "expected one width for all layers"),
-        (
-            {"embed_dim": 9},
-            (64,),
-            "expected embed_dim <= 8, the numbers of a topic, found 9",
-        ),
     ],
 )
 def test_what_cannot_work_is_refused(change, shape, words):

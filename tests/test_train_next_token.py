@@ -41,7 +41,7 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     found = report["pretext"]
     assert found["rows"] == "rows held out" and len(found["perplexity"]["values"]) == 2
     made, x = run.restore(out), data.load(texts, scaling="tokens")[0].x
-    nets = next_token.build_nets(next_token.Config(hidden=(16,)), x.shape[1:])
+    nets = next_token.build_nets(next_token.Config(embed_dim=4, hidden=(16,)), x.shape[1:])
     state = jax.tree.map(lambda leaf: leaf[1], made.state)
     total, told = next_token.told(state.params["encoder"], x[-12:], nets.language)
     wanted = float(np.exp(total.sum() / told.sum()))
@@ -126,7 +126,6 @@ def test_a_stopped_run_goes_on_as_one_that_was_not(run_of_texts, texts, tmp_path
     "args, words",
     [
         (["--network", "mlp"], "expected --network gru or transformer beside --method next_token"),
-        (["--embed-dim", "65"], "expected embed_dim <= 64, the numbers of a topic, found 65"),
         (["--precision", "bfloat16"], "--method next_token needs --precision float32"),
         (["--method", "dec"], "expected no --method, which is next_token here"),
         (["--augment", "affine"], "--augment affine needs images"),

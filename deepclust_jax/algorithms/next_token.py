@@ -19,9 +19,15 @@ forgets (Mikolov & Zweig 2012, "Context Dependent Recurrent Neural Network Langu
 al. 2017, "TopicRNN", whose topic is of the words behind, too). Words that say nothing about others
 get small weights, as by an inverse document frequency.
 
-The vector of a document is its topic after the last word. The mean of what recurrent units remember
-clusters far worse, by surprise too. From vectors the mean is taken and they are whitened
-(clustering/whitening.py). `refresh` whitens and clusters; call it once, after training.
+The vector of a document is the topic of its words, of which those that are in few documents weigh
+more, and those that come again less each time, as in TF-IDF:
+
+    d = sum_w g(w) r(w) (1 + log n_w) e(w) / (3 + sum_w g(w) r(w) (1 + log n_w))
+    r(w) = 1 + log (1 + n) / (1 + documents that have w)
+
+From vectors the mean is taken, and they are brought to unit length: spherical k-means. (The mean of
+what recurrent units remember clusters far worse, by surprise too.) `refresh` counts documents and
+clusters; call it once, after training.
 """
 
 import dataclasses
@@ -36,21 +42,20 @@ import optax
 
 from deepclust_jax import augment as augmentation
 from deepclust_jax import losses, networks
-from deepclust_jax.clustering import kmeans, whitening
+from deepclust_jax.clustering import kmeans
 from deepclust_jax.data.tokens import PAD, START, VOCABULARY, WINDOW
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
 _TOGETHER = 1024  # tokens whose logits are held at once
-_BLOCK = 128  # documents whose states are
+_BLOCK = 128  # documents whose counts of words are
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     n_clusters: int = 20  # k
-    embed_dim: int = 32  # principal axes of the topics
+    embed_dim: int = 64  # numbers of a topic
     network: str = "gru"  # or "transformer"
     hidden: tuple[int, ...] = (128,)  # widths of the layers
-    topics: int = 64  # numbers of a topic
     learning_rate: float = 3e-3  # of Adam
     vocabulary: int = VOCABULARY  # tokens are numbers below it
     filled: float = 1.0  # share of the rows' numbers that are no padding; the rest is not computed
@@ -62,12 +67,13 @@ class State:
     step: Array  # [] int32
     params: Params  # {"encoder"}
     opt_state: optax.OptState
-    view: whitening.View  # of the topics
+    rarity: Array  # [vocabulary], r(w); 1 before `refresh`
+    mean: Array  # [embed_dim], of the topics of documents
     centroids: Array  # [k, embed_dim]
 
 
 class Nets(NamedTuple):
-    encoder: Network  # documents [b, t] -> topics [b, d]; of no words 0
+    encoder: Network  # documents [b, t] -> topics [b, d], r = 1; of no words 0
     language: networks.Language  # the same parameters: windows -> states -> logits
 
 
@@ -80,16 +86,36 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     if len(shape) != 1:
         raise ValueError(f"expected documents [t] of tokens, found rows of shape {tuple(shape)}")
     language = networks.language(
-        config.network, config.vocabulary, config.hidden, WINDOW, topics=config.topics
+        config.network, config.vocabulary, config.hidden, WINDOW, topics=config.embed_dim
     )
+    as_rare = jnp.ones(config.vocabulary)
 
     def init(key, x):
         return language.init(key, windows(x)[:1, 0])
 
-    def topic(params, x):
-        return states_of(params, windows(x), language)[:, -1, -1, -config.topics :]
+    return Nets(Network(init, lambda params, x: topic(params, x, as_rare, language)), language)
 
-    return Nets(Network(init, topic), language)
+
+def counts(x: Array, vocabulary: int) -> Array:
+    """How often each word is in documents; 0 for PAD and START. [n, t] -> [n, vocabulary]."""
+    found = jnp.zeros((len(x), vocabulary))
+    found = found.at[jnp.arange(len(x))[:, None], x.astype(jnp.int32)].add(1.0)
+    return found.at[:, jnp.array([PAD, START])].set(0.0)
+
+
+def rarity(x: Array, vocabulary: int) -> Array:
+    """r(w) of all words by the documents [n, t] that have them. -> [vocabulary]."""
+    blocks = jnp.pad(x, ((0, -len(x) % _BLOCK), (0, 0)), constant_values=PAD)
+    blocks = blocks.reshape(-1, _BLOCK, x.shape[1])
+    having = jax.lax.map(lambda block: (counts(block, vocabulary) > 0).sum(axis=0), blocks)
+    return 1.0 + jnp.log((1.0 + len(x)) / (1.0 + having.sum(axis=0)))
+
+
+def topic(params: Params, x: Array, rarity: Array, language: networks.Language) -> Array:
+    """The vectors d of documents, before their mean is taken. [n, t], [vocabulary] -> [n, d]."""
+    count = counts(x, len(rarity))
+    often = jnp.where(count > 0, 1.0 + jnp.log(jnp.maximum(count, 1.0)), 0.0)
+    return language.topic(params, often * rarity[None, :])
 
 
 def windows(x: Array) -> Array:
@@ -210,22 +236,19 @@ def build(
     every document before a step.
 
     Raises:
-        ValueError: rows that are no documents, another network, or more axes than topics have.
+        ValueError: rows that are no documents, or another network.
     """
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
-    if config.embed_dim > config.topics:
-        raise ValueError(
-            f"expected embed_dim <= {config.topics}, the numbers of a topic, found "
-            f"{config.embed_dim}"
-        )
 
     def init(key: Key, batch: Batch) -> State:
         encoder_key, centroid_key = jax.random.split(key)
         params = {"encoder": nets.encoder.init(encoder_key, batch.x)}
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
-        view = whitening.unfitted(config.topics, config.embed_dim)
-        return State(jnp.int32(0), params, tx.init(params), view, kmeans.unit(centroids))
+        return State(
+            jnp.int32(0), params, tx.init(params), jnp.ones(config.vocabulary),
+            jnp.zeros(config.embed_dim), kmeans.unit(centroids),
+        )  # fmt: skip
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -238,25 +261,29 @@ def build(
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, {"loss": value, **metrics}
 
-    def found_in(state: State, x: Array) -> Array:
+    def topics(state: State, x: Array) -> Array:
         return networks.apply_in_blocks(
-            nets.encoder.apply, state.params["encoder"], x, block=_BLOCK
-        )
+            lambda params, x: topic(params, x, state.rarity, nets.language),
+            state.params["encoder"], x, block=_BLOCK,
+        )  # fmt: skip
 
-    def seen(view: whitening.View, found: Array) -> Array:
+    def about(mean: Array, found: Array) -> Array:
         # A document without tokens says nothing: it is at the mean.
         is_empty = jnp.all(found == 0, axis=1, keepdims=True)
-        return jnp.where(is_empty, 0.0, whitening.apply(view, found))
+        z = found - mean[None, :]
+        lengths = jnp.linalg.norm(z, axis=1, keepdims=True)
+        return jnp.where(is_empty, 0.0, z / jnp.maximum(lengths, 1e-12))
 
     def refresh(key: Key, state: State, x: Array) -> State:
-        found = found_in(state, x)
-        view = whitening.fit(found, config.embed_dim)
-        z = seen(view, found)
+        state = state.replace(rarity=rarity(x, config.vocabulary))
+        found = topics(state, x)
+        mean = found.mean(axis=0)
+        z = about(mean, found)
         centroids = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init).centroids
-        return state.replace(view=view, centroids=centroids)
+        return state.replace(mean=mean, centroids=centroids)
 
     def embed(state: State, x: Array) -> Array:
-        return seen(state.view, found_in(state, x))
+        return about(state.mean, topics(state, x))
 
     def assign(state: State, z: Array) -> Array:
         return kmeans.assign(z, state.centroids)[0]

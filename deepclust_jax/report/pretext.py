@@ -285,7 +285,9 @@ def texts_of_clusters(
 
 def _reader(options: config.Options, shape: tuple[int, ...]) -> next_token.Nets:
     network = options.network
-    own = next_token.Config(network=network.network, hidden=tuple(network.hidden))
+    own = next_token.Config(
+        network=network.network, hidden=tuple(network.hidden), embed_dim=network.embed_dim
+    )
     return next_token.build_nets(own, shape)
 
 
