@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,34 @@ def test_a_class_that_the_classifier_did_not_see(monkeypatch):
     rare = np.zeros(100, int)
     rare[51] = 1
     assert pretext.judged(made, x, rare) is None
+
+
+def test_stacks_of_digits_are_counted_by_the_digit_in_each_colour(monkeypatch):
+    """Run 0 makes all stacks of 0, 1 and 2, run 1 nothing but one; labels are numbers of those that
+    are there, as of few rows not all are."""
+    rng = np.random.default_rng(0)
+    patterns = rng.normal(size=(10, 4, 4)).astype(np.float32)
+    digits = rng.integers(0, 10, (400, 3))
+    x = np.moveaxis(patterns[digits], 1, 3) + np.float32(0.1 * rng.normal(size=(400, 4, 4, 3)))
+    names, labels = np.unique(digits @ [100, 10, 1], return_inverse=True)
+    dataset = SimpleNamespace(x=x, classes=tuple(map(str, names)))
+    made = np.stack(np.meshgrid([0, 1, 2], [0, 1, 2], [0, 1, 2]), axis=-1).reshape(-1, 3)
+
+    def makers(options, x):
+        return lambda state: pretext.Maker(
+            lambda key, n: np.arange(n) % 27 if state["run"] == 0 else np.zeros(n, int),
+            lambda z: np.moveaxis(patterns[made[z]], 1, 3),
+        )
+
+    monkeypatch.setattr(pretext, "makers", makers)
+    monkeypatch.setattr(pretext, "_AT_ONCE", 27 * 100)
+    monkeypatch.setattr(pretext, "_STACKS", 27 * 100)
+    trained = SimpleNamespace(state={"run": np.arange(2)})
+    options = config.Options(run=config.Run(seeds=2))
+    found = pretext.of_stacked(options, dataset, labels.reshape(-1), trained)
+    assert found["accuracy"] == 1.0 and found["modes"]["values"] == [27, 1]
+    wanted = [np.log(1000 / 27), np.log(1000)]
+    assert found["divergence"]["values"] == pytest.approx(wanted)
 
 
 def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):

@@ -93,6 +93,8 @@ def write(
             played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
             if dataset.name in pretext.ABOUT_CENTRES:
                 played["made"]["near"] = pretext.near_centres(made, dataset.x, labels)
+            if dataset.name == pretext.STACKED:
+                played["stacked"] = pretext.of_stacked(options, dataset, labels, trained)
             judged = pretext.judged(made, dataset.x, labels)
             played |= {} if judged is None else {"judged": judged}
         played["over_training"] = film.measures(folder)
