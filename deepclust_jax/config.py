@@ -315,7 +315,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "rotation": {**_BLOCKS, "epochs": 5},
         "mmdc": {**_BLOCKS, "epochs": 20},
         "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
-        "next_token": {**_NEXT_TOKEN, "epochs": 5},
+        "next_token": {**_NEXT_TOKEN, "epochs": 7},
         "next_frame": {**_NEXT_FRAME, "epochs": 20},
         "cross_modal": {**_PAIRS, "epochs": 20},
         "gan": {**_GAN, "penalty": 10.0},
