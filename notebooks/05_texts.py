@@ -13,8 +13,8 @@
 #
 # News in four sections, and no labels. The usual way is to count words: TF-IDF, its principal
 # directions, k-means. Here a small network also reads the texts and tells the next sub-word. What a
-# text is about helps it: a mean of the words so far, by weights that are learnt. After the last
-# word this topic is clustered. Both are printed side by side.
+# text is about helps it: a mean of the words so far, by weights that are learnt. This topic, of all
+# words and with those that few texts have weighing more, is clustered. Both are printed side by side.
 #
 # AG News is read from the folder `DEEPCLUST_DATA_DIR`; a `.jsonl` or `.txt` file of yours works in
 # place of its name. It takes about five minutes on a laptop's CPU.
@@ -107,7 +107,7 @@ for text in tokens.decode(dataset.preprocessing.settings, np.asarray(written)):
 
 # %% [markdown]
 # ## A map
-# Every point is a text, at what it is about: the topic after its last word.
+# Every point is a text, at what it is about: the topic of its words.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -118,8 +118,8 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## Scores
 # Now, and only now, the labels: accuracy and normalised mutual information in percent, mean ±
-# standard deviation over the seeds. On longer texts, such as BBC news or 20 Newsgroups, counting
-# words is still ahead.
+# standard deviation over the seeds. On few long texts, such as BBC news, counting words is still
+# ahead.
 
 # %%
 baseline = jax.vmap(lambda key: kmeans.fit(key, counted.x, K).labels)(keys)

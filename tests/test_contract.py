@@ -299,15 +299,16 @@ def test_augmentation_changes_training_and_nothing_after_it(case):
         return row + jax.random.normal(key, row.shape)
 
     plain, augmented = algorithm, module.build(config, x.shape[1:], augment=shaken)
-    a, b, c = (
-        fit(module, KEYS, own, x, epochs=2, batch_size=BATCH, resident=resident).state
-        for own, resident in ((plain, True), (augmented, True), (augmented, False))
+    a, b = (
+        fit(module, KEYS, own, x, epochs=2, batch_size=BATCH).state for own in (plain, augmented)
     )
     pairs = zip(leaves(a.params["encoder"]), leaves(b.params["encoder"]), strict=True)
     assert all((u != v).any() for u, v in pairs if u.ndim == 3)
-    for u, v in zip(leaves(b), leaves(c), strict=True):  # resident and streamed
-        np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
     assert_equal(train.embed(plain, b, x), train.embed(augmented, b, x))
+    if module in (autoencoder, contrastive):  # the step of all that stream, and that of pairs
+        c = fit(module, KEYS, augmented, x, epochs=2, batch_size=BATCH, resident=False).state
+        for u, v in zip(leaves(b), leaves(c), strict=True):
+            np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
 
 
 def test_a_wrapped_loss_changes_training(case):
@@ -357,6 +358,7 @@ def test_labels_cannot_be_reached(case):
     assert set(Batch._fields) == {"x", "index", "mask", "clean", "partner"}
 
 
+@pytest.mark.parametrize("case", [name for name in ALGORITHMS if " " not in name], indirect=True)
 def test_works_with_another_network(case):
     """Convolutions on images, of no multiple of 8; documents are read by a transformer."""
     module, config, x, _ = case

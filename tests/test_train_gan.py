@@ -101,7 +101,7 @@ def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
     covered = np.min([made[name]["values"] for name in ("coverage", "recall")], axis=0)
     assert report["objective"]["values"] == pytest.approx(list(1.0 - covered))
     assert covered[report["chosen"]["run"]] == max(covered)
-    assert "lowest uncovered share of 2 runs" in report["chosen"]["reason"]
+    assert "uncovered share" in report["chosen"]["reason"]  # the lowest, or both have the same
     assert "uncovered share" in run_of_digits[1] and "final loss" not in run_of_digits[1]
 
 
