@@ -14,7 +14,7 @@
 # News in four sections, and no labels. The usual way is to count words: TF-IDF, its principal
 # directions, k-means. Here a small network also reads the texts and tells the next sub-word. What a
 # text is about helps it: a mean of the words so far, by weights that are learnt. This topic, of all
-# words and with those that few texts have weighing more, is clustered. Both are printed side by side.
+# words, where those that few texts have weigh more, is clustered. Both are printed side by side.
 #
 # AG News is read from the folder `DEEPCLUST_DATA_DIR`; a `.jsonl` or `.txt` file of yours works in
 # place of its name. It takes about five minutes on a laptop's CPU.
