@@ -34,6 +34,16 @@ def test_axes_are_those_of_numpy():
     np.testing.assert_allclose(found * signs, wanted[:, :3], rtol=2e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_power_of_the_deviation_is_taken(power):
+    x = np.asarray(correlated(), np.float64)
+    view = whitening.fit(jnp.float32(x), 4, power=power)
+    found = np.std((x - np.asarray(view.mean)) @ np.asarray(view.axes), axis=0)
+    deviations = np.sqrt(np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1][:4])
+    shares = (deviations / deviations[0]) ** (1 - power)
+    np.testing.assert_allclose(found / found[0], shares, rtol=1e-3)
+
+
 def test_rows_have_unit_length_and_the_mean_has_none():
     x = correlated()
     view = whitening.fit(x, 4)

@@ -25,9 +25,11 @@ more, and those that come again less each time, as in TF-IDF:
     d = sum_w g(w) r(w) (1 + log n_w) e(w) / (3 + sum_w g(w) r(w) (1 + log n_w))
     r(w) = 1 + log (1 + n) / (1 + documents that have w)
 
-From vectors the mean is taken, and they are brought to unit length: spherical k-means. (The mean of
-what recurrent units remember clusters far worse, by surprise too.) `refresh` counts documents and
-clusters; call it once, after training.
+From vectors the mean is taken; along principal axes, few of which have most of the variance, they
+are divided by the root of the deviation, halfway to whitening (clustering/whitening.py); and they
+are brought to unit length, for spherical k-means. (The mean of what recurrent units remember
+clusters far worse, by surprise too.) `refresh` counts documents and clusters; call it once, after
+training.
 """
 
 import dataclasses
@@ -42,7 +44,7 @@ import optax
 
 from deepclust_jax import augment as augmentation
 from deepclust_jax import losses, networks
-from deepclust_jax.clustering import kmeans
+from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.data.tokens import PAD, START, VOCABULARY, WINDOW
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
@@ -68,7 +70,7 @@ class State:
     params: Params  # {"encoder"}
     opt_state: optax.OptState
     rarity: Array  # [vocabulary], r(w); 1 before `refresh`
-    mean: Array  # [embed_dim], of the topics of documents
+    view: whitening.View  # of the topics of documents
     centroids: Array  # [k, embed_dim]
 
 
@@ -112,7 +114,7 @@ def rarity(x: Array, vocabulary: int) -> Array:
 
 
 def topic(params: Params, x: Array, rarity: Array, language: networks.Language) -> Array:
-    """The vectors d of documents, before their mean is taken. [n, t], [vocabulary] -> [n, d]."""
+    """The vectors d of documents, as they are. [n, t], [vocabulary] -> [n, embed_dim]."""
     count = counts(x, len(rarity))
     often = jnp.where(count > 0, 1.0 + jnp.log(jnp.maximum(count, 1.0)), 0.0)
     return language.topic(params, often * rarity[None, :])
@@ -247,7 +249,7 @@ def build(
         centroids = jax.random.normal(centroid_key, (config.n_clusters, config.embed_dim))
         return State(
             jnp.int32(0), params, tx.init(params), jnp.ones(config.vocabulary),
-            jnp.zeros(config.embed_dim), kmeans.unit(centroids),
+            whitening.unfitted(config.embed_dim, config.embed_dim), kmeans.unit(centroids),
         )  # fmt: skip
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -267,23 +269,21 @@ def build(
             state.params["encoder"], x, block=_BLOCK,
         )  # fmt: skip
 
-    def about(mean: Array, found: Array) -> Array:
+    def seen(view: whitening.View, found: Array) -> Array:
         # A document without tokens says nothing: it is at the mean.
         is_empty = jnp.all(found == 0, axis=1, keepdims=True)
-        z = found - mean[None, :]
-        lengths = jnp.linalg.norm(z, axis=1, keepdims=True)
-        return jnp.where(is_empty, 0.0, z / jnp.maximum(lengths, 1e-12))
+        return jnp.where(is_empty, 0.0, whitening.apply(view, found))
 
     def refresh(key: Key, state: State, x: Array) -> State:
         state = state.replace(rarity=rarity(x, config.vocabulary))
         found = topics(state, x)
-        mean = found.mean(axis=0)
-        z = about(mean, found)
+        view = whitening.fit(found, config.embed_dim, power=0.5)
+        z = seen(view, found)
         centroids = kmeans.fit(key, z, config.n_clusters, n_init=config.n_init).centroids
-        return state.replace(mean=mean, centroids=centroids)
+        return state.replace(view=view, centroids=centroids)
 
     def embed(state: State, x: Array) -> Array:
-        return about(state.mean, topics(state, x))
+        return seen(state.view, topics(state, x))
 
     def assign(state: State, z: Array) -> Array:
         return kmeans.assign(z, state.centroids)[0]

@@ -24,7 +24,7 @@ class View(NamedTuple):
     """How features are seen."""
 
     mean: Array  # [m]
-    axes: Array  # [m, d], each divided by the deviation along it
+    axes: Array  # [m, d], each divided by the deviation along it, or by a power of that
 
 
 def unfitted(m: int, d: int) -> View:
@@ -32,9 +32,12 @@ def unfitted(m: int, d: int) -> View:
     return View(jnp.zeros(m), jnp.eye(m, d))
 
 
-@partial(jax.jit, static_argnames="d")
-def fit(x: Array, d: int) -> View:
+@partial(jax.jit, static_argnames=("d", "power"))
+def fit(x: Array, d: int, *, power: float = 1.0) -> View:
     """The d leading principal axes of rows [n, m].
+
+    Each is divided by the deviation along it to this power, up to one factor for all: 1 whitens, 0
+    changes no ratio of distances; between, axes with much variance keep some of their weight.
 
     Raises:
         ValueError: fewer than d features.
@@ -50,7 +53,7 @@ def fit(x: Array, d: int) -> View:
     scatter = jnp.dot(centred.T, centred, precision=lloyd.EXACT) / len(x)
     variances, axes = principal_axes(scatter)
     floor = _FLOOR * jnp.maximum(variances[0], jnp.finfo(x.dtype).tiny)
-    gain = jnp.where(variances > floor, 1.0 / jnp.sqrt(jnp.maximum(variances, floor)), 0.0)
+    gain = jnp.where(variances > floor, jnp.maximum(variances, floor) ** (-0.5 * power), 0.0)
     return View(mean, (axes * gain[None, :])[:, :d] / scale)
 
 
