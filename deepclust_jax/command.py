@@ -42,15 +42,19 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
 def to_reader(main: Callable[[], int]) -> int:
     """What `main` returns, once what it printed is written; 141, as shells have it, where the
     reader left before that, as of `| head`."""
+    code = 0
     try:
         try:
-            return main()
-        finally:
+            code = main()
+        except SystemExit as end:  # after --help
+            code = end.code
+        if sys.stdout is not None:
             sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # Or Python complains when it flushes again as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return code or 141
 
 
 def check_seed(seed: int) -> None:

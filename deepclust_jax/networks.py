@@ -672,7 +672,8 @@ def language(
     blocks of one width. Tokens are embedded in as many numbers as the first layer has. What these
     remember ends with a window. Beside it is the topic of the text, `topics` numbers: a mean over
     all its words so far, weighted by how telling each is, which is learnt. It goes on in the next
-    window, if no other text starts there, so windows of a text follow one another.
+    window, if no other text starts there, so windows of a text follow one another. `topic` is that
+    mean for any amounts of words.
 
     Raises:
         ValueError: another kind, or a transformer of several widths.

@@ -86,10 +86,10 @@ def cluster(options: Options) -> int:
         )
     except data.DataError as error:
         column = trained.options.data.labels
-        if options.labels or not column or Path(column).suffix:
+        if options.labels or not column or repr(column) not in str(error):
             raise
         raise data.DataError(
-            f"{error}; the run had --labels {column}: where the new rows have it, give it here too"
+            f"{error}; the run had --labels {column}, so give it here too"
         ) from None
     second = options.run / run_directory.PARTNER
     if second.is_dir() != (options.partner is not None):

@@ -176,10 +176,10 @@ def table() -> str:
         "",
         "Measures compare as many made rows as real ones, up to 5,000, by the features of a "
         "classifier that saw labels, those of points by where they lie; the distance is of up to "
-        "1,000 by the numbers of the rows. A class is made if it has a tenth or more of its share; "
-        "of stacked_mnist, as is usual there, if one of 25,600 made rows is of it, by a classifier "
-        "of single digits. Within 3 deviations of the centre of a class lie that many made points. "
-        "Clusters are k-means on what the discriminator sees. Commands:",
+        "1,000 by the numbers of the rows. A class is made if it has a tenth or more of its share, "
+        "of stacked_mnist among 25,600 made rows and by a classifier of single digits. Within 3 "
+        "deviations of the centre of a class lie that many made points. Clusters are k-means on "
+        "what the discriminator sees. Commands:",
         "",
         *(f"- {name}: `{report['command']}`" for name, report in reports()),
     ]
@@ -224,7 +224,7 @@ def _row(name: str, report: Mapping[str, Any]) -> str:
     frechet = " → ".join("–" if value is None else f"{value:.3g}" for value in ends)
     rows = next(one for one in report["baselines"] if one["name"] == baselines.ROWS)
     stacked = found.get("stacked")
-    classes = reproduce.mean(np.array((stacked["modes"] if stacked else made["classes"])["values"]))
+    classes = reproduce.mean(np.array((stacked or made)["classes"]["values"]))
     shown = [
         name,
         f"{classes} of {report['options']['n_clusters']}",

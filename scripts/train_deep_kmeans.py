@@ -264,7 +264,9 @@ def check_folder(options: config.Options) -> None:
         )
     known = config.is_run(out)
     if options.run.resume and not known:
-        raise config.ConfigError(f"--resume: no run in {out}; leave --resume out")
+        raise config.ConfigError(
+            f"--resume: no run in {out}; give its --out, or leave --resume out"
+        )
     given = config.lineage(options.data)
     for path in (p for d in given for p in (d.data, d.partner, d.labels, d.nuisance, d.made)):
         inside = (

@@ -305,7 +305,7 @@ def test_augmentation_changes_training_and_nothing_after_it(case):
     pairs = zip(leaves(a.params["encoder"]), leaves(b.params["encoder"]), strict=True)
     assert all((u != v).any() for u, v in pairs if u.ndim == 3)
     assert_equal(train.embed(plain, b, x), train.embed(augmented, b, x))
-    if module in (autoencoder, contrastive):  # the step of all that stream, and that of pairs
+    if module in (autoencoder, contrastive, gan, next_token):  # steps of each kind
         c = fit(module, KEYS, augmented, x, epochs=2, batch_size=BATCH, resident=False).state
         for u, v in zip(leaves(b), leaves(c), strict=True):
             np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)

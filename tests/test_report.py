@@ -57,6 +57,14 @@ def test_choose_with_few_runs_takes_the_objective():
     assert scores.choose(RUNS[:1], np.array([np.nan]))[0] == 0
 
 
+def test_choose_where_all_runs_are_lost_says_so():
+    lost = [(RUNS[:2], [np.nan, np.nan]), (np.zeros_like(RUNS), np.arange(4.0))]
+    for labels, losses in lost:
+        n = len(labels)
+        reason = f"All {n} runs diverged or collapsed; run 0 is one of them."
+        assert scores.choose(labels, np.array(losses)) == (0, reason)
+
+
 def test_choose_of_two_tells_a_tie():
     assert "lowest final loss" in scores.choose(RUNS[:2], np.array([2.0, 1.0]))[1]
     tie = scores.choose(RUNS[:2], np.array([2.0, 2.0]))
@@ -564,3 +572,15 @@ def test_git_state_knows_whose_checkout_it_is(tmp_path, monkeypatch):
     assert environment.git_state(package) == (commit, True)
     monkeypatch.setenv("PATH", "")
     assert environment.git_state(package) == (None, None)
+
+
+def test_stacks_of_digits_are_told():
+    report = population(2, with_labels=False)
+    one = {"values": [900.0, 950.0], "mean": 925.0, "std": 35.4}
+    stacked = {"classes": one, "modes": one, "divergence": one, "accuracy": 0.985}
+    report["pretext"] = {
+        "made": {}, "compared": 5000, "stacked": stacked, "over_training": {}, "collapsed": [],
+        "diverged": [],
+    }  # fmt: skip
+    line = next(x for x in tables.score_table(report).splitlines() if "stacks of digits" in x)
+    assert "have 925.0 ± 35 with a tenth" in line and "right on 98.5 %" in line

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from deepclust_jax import checkpoint, config, data, metrics, run, train
+from deepclust_jax import checkpoint, command, config, data, metrics, run, train
 from deepclust_jax.clustering import kmeans, streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, run_directory, tables
@@ -636,7 +636,7 @@ def test_own_table_with_and_without_a_label_column(tmp_path):
     forgot = refused(
         CLUSTER, tmp_path / "named", tmp_path / "t.csv", "--labels-out", tmp_path / "l.npy"
     )
-    assert "found 'b'; drop the column" in forgot and "the run had --labels group: where" in forgot
+    assert "found 'b'; drop the column" in forgot and "the run had --labels group, so" in forgot
 
 
 @pytest.mark.parametrize("script", ["train_deep_kmeans", "train_gan", "cluster", "select_k"])
@@ -647,6 +647,17 @@ def test_a_reader_that_leaves_is_no_error(script):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_what_goes_wrong_is_told_even_if_the_reader_left(monkeypatch):
+    def broken():
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        command.to_reader(broken)
+    assert command.to_reader(lambda: 2) == 2
+    monkeypatch.setattr(sys, "stdout", None)  # as of `>&-`
+    assert command.to_reader(lambda: 0) == 0
 
 
 def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):

@@ -69,7 +69,7 @@ def test_texts_without_labels_are_compared_with_tf_idf_all_the_same(texts, tmp_p
     wanted = [float(metrics.ari(a, b)) for a, b in zip(own, simpler, strict=True)]
     assert found["values"] == pytest.approx(wanted)
     assert f"agreement with {baselines.TEXTS} [% ARI]: {100 * np.mean(wanted):.1f}" in printed
-    assert "Of fewer than 5,000 texts k-means on TF-IDF was ahead" in printed
+    assert "Few texts: of 2,225, BBC news, k-means on TF-IDF is better" in printed
 
 
 def test_another_method_takes_the_options_but_not_the_tokens(run_of_texts):

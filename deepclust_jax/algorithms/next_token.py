@@ -23,11 +23,13 @@ The vector of a document is the topic of its words, of which those that are in f
 more, and those that come again less each time, as in TF-IDF:
 
     d = sum_w g(w) r(w) (1 + log n_w) e(w) / (3 + sum_w g(w) r(w) (1 + log n_w))
-    r(w) = 1 + log (1 + n) / (1 + documents that have w)
+    r(w) = 1 + log((1 + N) / (1 + N_w))
+
+where w is n_w times in this document, and in N_w of N documents.
 
 From vectors the mean is taken; along principal axes, few of which have most of the variance, they
 are divided by the root of the deviation, halfway to whitening (clustering/whitening.py); and they
-are brought to unit length, for spherical k-means. (The mean of what recurrent units remember
+are brought to unit length, for k-means. (The mean of what recurrent units remember
 clusters far worse, by surprise too.) `refresh` counts documents and clusters; call it once, after
 training.
 """
@@ -75,7 +77,7 @@ class State:
 
 
 class Nets(NamedTuple):
-    encoder: Network  # documents [b, t] -> topics [b, d], r = 1; of no words 0
+    encoder: Network  # documents [b, t] -> topics [b, d] as if r were 1; of no words 0
     language: networks.Language  # the same parameters: windows -> states -> logits
 
 

@@ -91,9 +91,10 @@ def write(
     if options.method.method in config.GAMES:
         if labels is not None:
             played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
-            if dataset.name in pretext.ABOUT_CENTRES:
+            named = options.data.data if options.data.labels is None else None
+            if named in pretext.ABOUT_CENTRES:
                 played["made"]["near"] = pretext.near_centres(made, dataset.x, labels)
-            if dataset.name == pretext.STACKED:
+            if named == pretext.STACKED:
                 played["stacked"] = pretext.of_stacked(options, dataset, labels, trained)
             judged = pretext.judged(made, dataset.x, labels)
             played |= {} if judged is None else {"judged": judged}

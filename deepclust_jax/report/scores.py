@@ -80,6 +80,9 @@ def choose(
     aside = len(labels_all) - len(runs)
     note = f" ({aside} diverged or collapsed set aside)" if aside else ""
     loss = np.where(np.isfinite(objectives), objectives, np.inf)
+    if not sound.any():
+        best = int(np.argmin(loss))
+        return best, f"All {len(runs)} runs diverged or collapsed; run {best} is one of them."
     if len(runs) < 3:
         best = int(runs[np.argmin(loss[runs])])
         if len(runs) == 1:
