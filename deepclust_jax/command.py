@@ -14,6 +14,8 @@ from deepclust_jax.config import ConfigError
 # Errors of the user's, by name: the modules that define them are heavy to import.
 EXPECTED = ("ConfigError", "DataError", "CheckpointError")
 
+INTERRUPTED = 130  # exit code, as shells have it
+
 # Settings that hold a library's threads or kernels back; they would cripple a peer of a benchmark.
 _HELD = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -26,7 +28,7 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
         return work()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         raise  # no error of the user's: see `to_reader`
     except Exception as error:
@@ -41,7 +43,7 @@ def guard(work: Callable[[], int], *, expected: Sequence[str | type] = EXPECTED)
 
 def to_reader(main: Callable[[], int]) -> int:
     """What `main` returns, once what it printed is written; 141, as shells have it, where the
-    reader left before that, as of `| head`."""
+    reader left before that, as of `| head`. After Ctrl-C the process ends here."""
     code = 0
     try:
         try:
@@ -50,6 +52,11 @@ def to_reader(main: Callable[[], int]) -> int:
             code = end.code
         if sys.stdout is not None:
             sys.stdout.flush()
+        if code == INTERRUPTED:
+            # JAX may still compile in threads of its own, and Python, which takes its modules away
+            # as it ends, would end with a segmentation fault.
+            sys.stderr.flush()
+            os._exit(code)
         return code
     except BrokenPipeError:
         # Or Python complains when it flushes again as it ends.

@@ -624,7 +624,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     if method == "n2d" and given.training.epochs:
         raise ConfigError(
             "expected --pretrain-epochs beside --method n2d, which has no epochs of its own, "
-            f"found --epochs {given.training.epochs}"
+            f"found --epochs {given.training.epochs}; leave --epochs out"
         )
     if method == "next_token" and options.data.scaling == "auto":
         options = dataclasses.replace(

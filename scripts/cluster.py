@@ -31,10 +31,12 @@ class Options:
     """The same of the second modality, where the run has two."""
 
     labels: str | None = None
-    """Column of labels in the new data, which then is no feature."""
+    """Column of labels in the new data, which then is no feature. None: that of the run, where the
+    new data have it."""
 
     labels_out: Path = Path("labels.npy")
-    """File for the labels, int32 [n]."""
+    """File for the labels, int32 [n]; of a folder also one of that name ending in .csv, which has
+    each file and its cluster."""
 
     embeddings_out: Path | None = None
     """File for the codes, float32 [n, d]. None: not written."""
@@ -66,6 +68,9 @@ def cluster(options: Options) -> int:
     for flag, path in flags.items():
         if path is not None:
             command.check_output(path, ".npy", flag, overwrite=options.overwrite)
+    table = options.labels_out.with_suffix(".csv") if Path(options.data).is_dir() else None
+    if table is not None:
+        command.check_output(table, ".csv", "--labels-out", overwrite=options.overwrite)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     if config.run_of(options.data) is not None:
@@ -76,21 +81,23 @@ def cluster(options: Options) -> int:
     run.platform()
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
-    try:
-        dataset, _ = data.load(
+
+    def load(labels):
+        return data.load(
             options.data,
-            labels=options.labels,
+            labels=labels,
             kind=stored.kind,
             preprocessing=stored,
             limit=options.limit,
-        )
+        )[0]
+
+    try:
+        dataset = load(options.labels)
     except data.DataError as error:
         column = trained.options.data.labels
         if options.labels or not column or repr(column) not in str(error):
             raise
-        raise data.DataError(
-            f"{error}; the run had --labels {column}, so give it here too"
-        ) from None
+        dataset = load(column)  # which the new rows have too
     second = options.run / run_directory.PARTNER
     if second.is_dir() != (options.partner is not None):
         has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
@@ -108,6 +115,9 @@ def cluster(options: Options) -> int:
     z, labels = train.embed(trained.algorithm, kept, dataset.x)
     for path, found in zip(outputs, (labels[0], z[0]), strict=False):
         np.save(path, found)
+    if table is not None:
+        files = data.row_files(options.data, limit=options.limit)
+        run_directory.write_labels_by_file(table, files, labels[0])
     made = trained.options
     k = 0 if made.method.merge else made.data.n_clusters
     sizes = np.bincount(labels[0], minlength=k)

@@ -92,7 +92,8 @@ class Options:
     """Seed of kmeans, balanced, hierarchical, mixture and graph."""
 
     labels_out: Path | None = None
-    """File for the clusters, int32 [n]; -1 is noise. None: labels-CLUSTERER.npy."""
+    """File for the clusters, int32 [n]; -1 is noise. None: labels-CLUSTERER.npy, or
+    labels-graph-merge.npy."""
 
     centroids_out: Path | None = None
     """File for the centroids, [k, d] on the scale of the scaled rows, of kmeans, balanced,
@@ -116,7 +117,8 @@ def cluster(options: Options) -> int:
     from deepclust_jax.report import run_directory
 
     check_options(options)
-    labels_out = options.labels_out or Path(f"labels-{options.clusterer}.npy")
+    name = f"{options.clusterer}-merge" if options.merge else options.clusterer
+    labels_out = options.labels_out or Path(f"labels-{name}.npy")
     command.check_output(labels_out, ".npy", "--labels-out", overwrite=options.overwrite)
     if (path := options.centroids_out) is not None:
         command.check_output(path, ".npy", "--centroids-out", overwrite=options.overwrite)

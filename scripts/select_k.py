@@ -89,7 +89,9 @@ def select(options: Options) -> int:
         marks = ["*" if suggested.get(name) == k else " " for name in names]
         line = (f"{c:>16.4g}{mark}" for c, mark in zip(cells, marks, strict=True))
         print("  ".join([f"{k:>3}", *line]))
-    print("* what each score speaks for; they need not agree, and some have no best one here.")
+    print("* what each score speaks for; they need not agree, and some have no best one here: gap")
+    print("  for the first within an error of the next, stability for the last of the most stable,")
+    print("  davies_bouldin and bic for the lowest, the others for the highest; inertia for none.")
     if edge := [n for n, k in suggested.items() if k == evidence.k[-1]]:
         print(
             f"At the edge of the range: {', '.join(edge)}; raise --k-max to see whether it stays."

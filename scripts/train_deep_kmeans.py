@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> int:
         return train_and_report(given, options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return command.INTERRUPTED
     except Exception as error:
         names = {kind.__name__ for kind in type(error).__mro__}  # no import of what takes long
         started = names & {"CheckpointError", "Diverged"}
@@ -139,7 +139,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
             report = run_directory.write(folder, options, trained, loaded)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
-        return 130
+        return command.INTERRUPTED
     print(tables.score_table(report))
     print(f"Run directory: {folder}")
     return 0

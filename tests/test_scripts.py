@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -633,10 +634,30 @@ def test_own_table_with_and_without_a_label_column(tmp_path):
     found = np.load(tmp_path / "named" / "labels_all.npy")[0]
     expected = float(metrics.external_scores(np.unique(y, return_inverse=True)[1], found)["ari"])
     assert with_labels["external"]["ari"]["values"][0] == pytest.approx(expected)
-    forgot = refused(
-        CLUSTER, tmp_path / "named", tmp_path / "t.csv", "--labels-out", tmp_path / "l.npy"
+    new = tmp_path / "l.npy"
+    done(
+        CLUSTER, tmp_path / "named", tmp_path / "t.csv", "--labels-out", new
+    )  # a column of the run
+    np.testing.assert_array_equal(np.load(new), found)
+    (tmp_path / "bad.csv").write_text("f0,f1,f2,f3\n1,2,3,n/a\n")
+    other = refused(
+        CLUSTER, tmp_path / "named", tmp_path / "bad.csv", "--labels-out", new, "--overwrite"
     )
-    assert "found 'b'; drop the column" in forgot and "the run had --labels group, so" in forgot
+    assert "column 'f3'" in other and "group" not in other
+
+
+def test_ctrl_c_while_programs_are_compiled_ends_as_it_should(tmp_path):
+    """Trap: JAX goes on in its threads while Python ends, which is a segmentation fault."""
+    args = [sys.executable, "-u", ROOT / "scripts" / "train_deep_kmeans.py", *TINY]
+    args += ["--seeds", "2", "--epochs", "1000", "--out", tmp_path / "run"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(list(map(str, args)), **pipes) as process:
+        assert "digits" in process.stdout.readline()  # training begins
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said == f"interrupted; go on with --resume --out {tmp_path / 'run'}\n"
 
 
 @pytest.mark.parametrize("script", ["train_deep_kmeans", "train_gan", "cluster", "select_k"])
@@ -676,6 +697,9 @@ def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):
     assert tuple(row["file"] for row in table) == expected
     assert {path.name for path in out.iterdir()} <= TRAIN.OF_A_RUN
     assert [int(row["cluster"]) for row in table] == np.load(out / "labels.npy").tolist()
+    new = tmp_path / "new.npy"
+    done(CLUSTER, out, tmp_path / "pictures", "--limit", "30", "--labels-out", new)
+    assert (tmp_path / "new.csv").read_text() == (out / "labels.csv").read_text()
 
 
 def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
@@ -868,8 +892,11 @@ def test_a_row_gets_the_same_label_in_any_order_and_company(base, digits, tmp_pa
     "make, words",
     [
         (save("a.npy", np.zeros((5, 7, 7), np.uint8)), "8 x 8 x 1 with values of 0 to 16"),
-        (save("a.npy", np.zeros((5, 8, 8), np.float32)), "range, then x.astype('uint8')"),
-        (save("a.npy", np.zeros((5, 64), np.uint8)), "found rows of shape (64,); reshape"),
+        (save("a.npy", np.full((5, 8, 8), 0.5)), "range, then x.astype('uint8')"),
+        (
+            save("a.npy", np.zeros((5, 64), np.uint8)),
+            "found rows of shape (64,) and uint8; reshape",
+        ),
         (save("a.npy", np.full((5, 8, 8), 255, np.uint8)), "values of 255 to 255, which would"),
         (write("a.txt", "one document\nanother\n"), "expected image data, found text"),
         (lambda folder: folder / "none.npy", "no file or folder"),

@@ -154,6 +154,8 @@ def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
         return
     are_bytes, dtype = raw.dtype == np.uint8, p.settings["type"]
     wants_bytes = dtype == "uint8"
+    if p.kind == "image" and wants_bytes and not are_bytes and _are_levels(raw):
+        return  # the same numbers, of another type
     if p.kind == "image" and wants_bytes != are_bytes:
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found {raw.dtype}, which "
@@ -189,6 +191,12 @@ def check_range(p: Preprocessing, raw: arrays.Raw) -> None:
         )
 
 
+def _are_levels(raw: np.ndarray) -> bool:
+    """Whether all values are whole and from 0 to 255."""
+    blocks = (raw[b] for b in arrays.row_blocks(raw.shape))
+    return all(bool(((x >= 0) & (x <= 255) & (x == np.floor(x))).all()) for x in blocks)
+
+
 def _count_outside(raw: np.ndarray, low: float, high: float) -> int:
     """How many values are below or above."""
     return sum(int(np.sum((raw[b] < low) | (raw[b] > high))) for b in arrays.row_blocks(raw.shape))
@@ -199,7 +207,7 @@ def _check_shape(p: Preprocessing, raw: np.ndarray) -> None:
     if raw.shape[1:] != tuple(p.settings["shape"]):
         raise DataError(
             f"the stored preprocessing was fitted on {_expected(p)}, found rows of shape "
-            f"{raw.shape[1:]}; reshape them"
+            f"{raw.shape[1:]} and {raw.dtype}; reshape them"
         )
 
 
