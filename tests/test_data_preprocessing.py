@@ -149,8 +149,12 @@ def test_new_data_that_does_not_fit(tmp_path):
     fails(table, np.eye(4), r"expects tabular rows of shape \(3,\), found \(4,\)")
     fails(table, EXAMPLES["image"](), "expects tabular data, found image data")
     wanted = "fitted on uint8 pictures of 4 x 4 x 1 with values of 0 to 255, found "
-    fails(picture, np.eye(4), wanted + r"rows of shape \(4,\); reshape them")
-    fails(picture, EXAMPLES["image"]()[:, :3], wanted + r"rows of shape \(3, 4, 1\); reshape them")
+    fails(picture, np.eye(4), wanted + r"rows of shape \(4,\) and float64; reshape")
+    fails(
+        picture,
+        EXAMPLES["image"]()[:, :3],
+        wanted + r"rows of shape \(3, 4, 1\) and uint8; reshape",
+    )
     fails(picture, RNG.uniform(size=(2, 4, 4)), wanted + "float64, which would", kind="image")
     fails(preprocessing.fit(TEXTS, "text"), np.eye(4), "expects text data, found tabular")
     p = preprocessing.fit(sounds(), "audio")
@@ -178,6 +182,7 @@ def test_pictures_in_other_units_are_refused(tmp_path):
     shares = preprocessing.fit(levels[..., None] / 16.0, "image")
     with pytest.raises(data.DataError, match="found values of -1.5 to -?0"):
         load(-1.5 * levels / levels.max(), shares)
+    np.testing.assert_array_equal(load(levels.astype(float), p), load(levels, p))  # as scikit-learn
     assert load(np.minimum(levels, 20) + 4, p).max() == 1.25  # somewhat brighter, of the same kind
     with pytest.raises(data.DataError, match="found values of -1 to 1, which"):
         load(2.0 * (levels / levels.max()) - 1.0, shares)
