@@ -405,6 +405,11 @@ def _so_far(values: Array, starts: Array) -> Array:
     return own + jnp.where(text[:, :, None] == 0, before[:, None], 0.0)
 
 
+def _doubted(total: Array, weight: Array) -> Array:
+    """A mean of words that is small for few of them. [..., d], [..., 1] -> [..., d]."""
+    return total / (weight + _DOUBT)
+
+
 class _Language(nn.Module):
     vocabulary: int
     kind: str
@@ -439,14 +444,14 @@ class _Language(nn.Module):
 
     def topic_of(self, amounts):
         weights = amounts * jnp.exp(self.weight)[None, :]
-        return weights @ self.topic / (weights.sum(axis=1, keepdims=True) + _DOUBT)
+        return _doubted(weights @ self.topic, weights.sum(axis=1, keepdims=True))
 
     def states(self, tokens):
         starts = tokens == START
         is_word = (tokens != START) & (tokens != PAD)
         weights = jnp.where(is_word, jnp.exp(self.weight[tokens]), 0.0)[:, :, None]
         sums = _so_far(jnp.concatenate([weights * self.topic[tokens], weights], axis=2), starts)
-        topic = sums[:, :, :-1] / (sums[:, :, -1:] + _DOUBT)
+        topic = _doubted(sums[:, :, :-1], sums[:, :, -1:])
         x = self.embedding(tokens)
         if self.kind != "gru":
             x = x + self.places[None, : tokens.shape[1]]

@@ -635,14 +635,11 @@ def test_own_table_with_and_without_a_label_column(tmp_path):
     expected = float(metrics.external_scores(np.unique(y, return_inverse=True)[1], found)["ari"])
     assert with_labels["external"]["ari"]["values"][0] == pytest.approx(expected)
     new = tmp_path / "l.npy"
-    done(
-        CLUSTER, tmp_path / "named", tmp_path / "t.csv", "--labels-out", new
-    )  # a column of the run
+    labelled = (CLUSTER, tmp_path / "named")
+    done(*labelled, tmp_path / "t.csv", "--labels-out", new)  # which has the column of the run
     np.testing.assert_array_equal(np.load(new), found)
     (tmp_path / "bad.csv").write_text("f0,f1,f2,f3\n1,2,3,n/a\n")
-    other = refused(
-        CLUSTER, tmp_path / "named", tmp_path / "bad.csv", "--labels-out", new, "--overwrite"
-    )
+    other = refused(*labelled, tmp_path / "bad.csv", "--labels-out", new, "--overwrite")
     assert "column 'f3'" in other and "group" not in other
 
 

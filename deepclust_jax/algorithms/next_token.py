@@ -29,9 +29,8 @@ where w is n_w times in this document, and in N_w of N documents.
 
 From vectors the mean is taken; along principal axes, few of which have most of the variance, they
 are divided by the root of the deviation, halfway to whitening (clustering/whitening.py); and they
-are brought to unit length, for k-means. (The mean of what recurrent units remember
-clusters far worse, by surprise too.) `refresh` counts documents and clusters; call it once, after
-training.
+are brought to unit length, for k-means. (The mean of what recurrent units remember clusters far
+worse, by surprise too.) `refresh` counts documents and clusters; call it once, after training.
 """
 
 import dataclasses
