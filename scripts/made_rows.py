@@ -4,26 +4,21 @@ front ends learn with and without the rows that they made.
     python scripts/made_rows.py --runs usps usps-few      # trains what results/ lacks
     python scripts/made_rows.py --table                   # rewrites the tables in README.md
 
-The results are the reports of these runs, one file each. A run that is stopped goes on where it was
-(runs/made_rows), and one whose options have changed since is trained again.
+The results are the reports of these runs, one file each (kept_runs.py).
 """
 
 import dataclasses
-import json
-import shlex
-import shutil
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import kept_runs
 import numpy as np
 import reproduce
 import tyro
 
 RESULTS = reproduce.ROOT / "results" / "made_rows"
-FOLDER = reproduce.ROOT / "runs" / "made_rows"
 
 Run = Literal[
     "ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "stacked_mnist", "usps-few", "fsdd-few"
@@ -81,7 +76,7 @@ def train(name: str, seeds: int) -> int:
     """Train of a run what results/ lacks: the game, then what learns beside the rows that it made.
     -> exit code of the script that failed, or 0."""
     game = f"{RUNS[name]} --seeds {seeds}"
-    folder = folder_of(name, game)
+    folder = kept_runs.folder_of(cell_file(name), game)
     learners = {}
     for learner in LEARNERS.get(name, ()):
         own = f"train_deep_kmeans.py {_data(name)} --method {learner} --seeds {seeds}"
@@ -94,9 +89,19 @@ def train(name: str, seeds: int) -> int:
         due |= {cell: own for cell, own in learners.items() if cell.endswith("-made")}
         due = {name: game} | due
     for cell, command in due.items():
-        if code := run(cell, command):
+        if code := kept_runs.run(cell_file(cell), command):
             return code
     return 0
+
+
+def cell_file(cell: str) -> Path:
+    """The file of the report of one run."""
+    return RESULTS / f"{cell}.json"
+
+
+def is_done(cell: str, command: str, seeds: int) -> bool:
+    """Whether results/ has the run, of the options of today and of so many seeds or more."""
+    return kept_runs.is_done(cell_file(cell), command, seeds)
 
 
 def _data(name: str) -> str:
@@ -105,64 +110,6 @@ def _data(name: str) -> str:
     return " ".join(
         f"{word} {words[i + 1]}" for i, word in enumerate(words) if word in ("--data", "--limit")
     )
-
-
-def _args(command: str) -> list[str]:
-    """Of a command, for train_deep_kmeans.py."""
-    script, *args = shlex.split(command)
-    return ["--method", "gan", *args] if script == "train_gan.py" else args
-
-
-def _options(command: str, rows: int | None = None) -> dict[str, Any]:
-    """What a command comes to, as the report of its run has it, but for what the data decide, such
-    as the number of clusters."""
-    from deepclust_jax import config
-    from deepclust_jax import run as runs
-
-    found = config.flatten(config.resolve(config.parse(_args(command)), rows))
-    left = (*runs.FREE, "seeds", "made")
-    kept = {k: v for k, v in found.items() if k not in left and v is not None}
-    return json.loads(json.dumps(kept, default=str))
-
-
-def is_done(cell: str, command: str, seeds: int) -> bool:
-    """Whether results/ has the run, of the options of today and of so many seeds or more."""
-    report = _read(cell)
-    if report is None or report["n_runs"] < seeds:
-        return False
-    wanted = _options(command, report["data"]["shape"][0])
-    return all(report["options"].get(name) == value for name, value in wanted.items())
-
-
-def folder_of(cell: str, command: str) -> Path:
-    """The directory of a run, another for another command or other defaults."""
-    made_by = json.dumps([command, _options(command)])
-    return FOLDER / f"{cell}-{zlib.crc32(made_by.encode()):08x}"
-
-
-def run(cell: str, command: str) -> int:
-    """Train a run, or go on with it, and keep its report. -> exit code of its script."""
-    import train_deep_kmeans
-
-    from deepclust_jax.report import scores
-
-    folder = folder_of(cell, command)
-    if not (folder / "report.json").exists():
-        args = ["--resume"] if (folder / "config.json").exists() else _args(command)
-        print(f"{_told(command)} --out {_told(str(folder))}", flush=True)
-        if code := train_deep_kmeans.main([*args, "--out", str(folder)]):
-            return code
-    report = json.loads(_told((folder / "report.json").read_text()))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    scores.write_report(RESULTS / f"{cell}.json", {"command": _told(command), **report})
-    for left in ("checkpoint", "tensorboard"):  # large; the rows that were made stay
-        shutil.rmtree(folder / left, ignore_errors=True)
-    return 0
-
-
-def _told(text: str) -> str:
-    """With paths as of this repository, wherever it lies."""
-    return text.replace(f"{reproduce.ROOT}/", "")
 
 
 def table() -> str:
@@ -186,7 +133,10 @@ def table() -> str:
     learnt = []
     for name, learners in LEARNERS.items():
         for method in (learner.split()[0] for learner in learners):
-            pair = [_read(f"{name}-{method}"), _read(f"{name}-{method}-made")]
+            pair = [
+                kept_runs.read(cell_file(f"{name}-{method}")),
+                kept_runs.read(cell_file(f"{name}-{method}-made")),
+            ]
             if all(pair) and pair[0]["n_runs"] == pair[1]["n_runs"]:
                 own = (_percent(report["external"]["accuracy"]) for report in pair)
                 data = pair[0]["options"]["data"]
@@ -204,13 +154,8 @@ def table() -> str:
 def reports() -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and report of every game that results/ has, in the order of RUNS."""
     for name in RUNS:
-        if (report := _read(name)) is not None:
+        if (report := kept_runs.read(cell_file(name))) is not None:
             yield name, report
-
-
-def _read(cell: str) -> dict[str, Any] | None:
-    file = RESULTS / f"{cell}.json"
-    return json.loads(file.read_text()) if file.exists() else None
 
 
 def _row(name: str, report: Mapping[str, Any]) -> str:

@@ -22,13 +22,12 @@ TINY = "--hidden 8 8 --embed-dim 2 --epochs 1 --limit 60"
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(MADE.reproduce, "ROOT", tmp_path)
-    monkeypatch.setattr(MADE, "FOLDER", tmp_path / "runs")
-    monkeypatch.setattr(MADE, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(MADE, "RESULTS", tmp_path / "results" / "made_rows")
     monkeypatch.setattr(classifier, "_STEPS", 20)
     monkeypatch.setitem(MADE.RUNS, "usps-few", f"train_gan.py --data ring_8 {TINY}")
     monkeypatch.setitem(MADE.RUNS, "ring_8", f"train_gan.py --data ring_8 {TINY}")
     monkeypatch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --epochs 1 --hidden 8",))
-    return tmp_path / "results"
+    return tmp_path / "results" / "made_rows"
 
 
 def test_runs_are_trained_once_and_shown(results, capsys):
@@ -38,7 +37,10 @@ def test_runs_are_trained_once_and_shown(results, capsys):
     assert set(found) == {"ring_8", "usps-few", "usps-few-autoencoder", "usps-few-autoencoder-made"}
     assert found["ring_8"]["command"] == f"train_gan.py --data ring_8 {TINY} --seeds 2"
     with_made = found["usps-few-autoencoder-made"]
-    assert "--made runs/usps-few-" in with_made["command"] and with_made["data"]["made"] == 60
+    assert (
+        "--made runs/made_rows/usps-few-" in with_made["command"]
+        and with_made["data"]["made"] == 60
+    )
     assert found["usps-few-autoencoder"]["data"]["made"] == 0
     capsys.readouterr()
     assert MADE.main(args) == 0 and capsys.readouterr().out == ""  # nothing is trained again
@@ -51,6 +53,18 @@ def test_runs_are_trained_once_and_shown(results, capsys):
     assert f"| ring_8 | autoencoder | {shown} | 2 |" in table
 
 
+def test_what_learns_beside_made_rows_is_known_by_the_epochs_for_both(results, monkeypatch, capsys):
+    monkeypatch.setitem(config._LEAST_STEPS, "autoencoder", 200)
+    monkeypatch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --batch-size 60 --hidden 8",))
+    args = ["--runs", "usps-few", "--seeds", "1"]
+    assert MADE.main(args) == 0
+    cells = ("usps-few-autoencoder", "usps-few-autoencoder-made")
+    assert [read(results, cell)["options"]["epochs"] for cell in cells] == [200, 100]
+    shutil.rmtree(results.parents[1] / "runs")
+    capsys.readouterr()
+    assert MADE.main(args) == 0 and capsys.readouterr().out == ""
+
+
 def read(results, cell):
     return json.loads((results / f"{cell}.json").read_text())
 
@@ -59,7 +73,7 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(results, monk
     args = ["--runs", "ring_8", "--seeds", "1"]
     assert MADE.main(args) == 0
     whole = read(results, "ring_8")
-    (folder,) = (results.parent / "runs").glob("ring_8-*")
+    (folder,) = (results.parents[1] / "runs" / "made_rows").glob("ring_8-*")
     (results / "ring_8.json").unlink()
     called, main = [], train_deep_kmeans.main
     monkeypatch.setattr(train_deep_kmeans, "main", lambda a: called.append(a) or main(a))
@@ -84,11 +98,11 @@ def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(results, mon
 def test_the_game_is_trained_again_where_its_rows_are_gone(results):
     args = ["--runs", "usps-few", "--seeds", "1"]
     assert MADE.main(args) == 0
-    shutil.rmtree(results.parent / "runs")
+    shutil.rmtree(results.parents[1] / "runs")
     (results / "usps-few-autoencoder-made.json").unlink()
     assert MADE.main(args) == 0
     text = (results / "usps-few-autoencoder-made.json").read_text()
-    assert str(results.parent) not in text, "no path of this machine"
+    assert str(results.parents[1]) not in text, "no path of this machine"
 
 
 def test_no_seeds_are_refused(capsys):
