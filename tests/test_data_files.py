@@ -312,6 +312,11 @@ def test_file_without_permission(tmp_path):
             "found 'n/a'; fill it, or drop the row or the column",
         ),
         ("a,b\n1,\n3,4\n", "found an empty cell; fill it, or drop the row"),
+        (
+            "a,b,c\n1,2,3\nx,2,\n1,2,?\n",
+            "row 1 (counted from 0): expected a number, found 'x'; fill it, or drop the row or the "
+            "column (3 such cells in all, in 'a', 'c')",
+        ),
         ("a,b\n1,2\n3\n", "row 1 (counted from 0) has 1 cells, expected 2"),
         ("a,b\n1,2,3\n3,4,5\n", "row 0 (counted from 0) has 3 cells, expected 2"),
         ("a,label\n1,x\n3\n", "row 1 (counted from 0) has 1 cells, expected 2"),

@@ -170,19 +170,31 @@ def _blank_lines(path: Path) -> int:
 
 
 def _explain_cell(path, separator, header, features, columns) -> None:
-    """Raise DataError for the first cell that is not a number or row of another length."""
+    """Raise DataError for the first cell that is not a number, with the number and the columns of
+    all, or for a row of another length."""
+    told, bad = "", dict.fromkeys(features, 0)
     for i, (line, row) in enumerate(_csv_rows(path, separator, columns, header)):
         for j in features if i >= header else []:
-            if not _is_number(row[j]):
-                found, advice = "an empty cell", "fill it, or drop the row or the column"
-                if row[j].strip():
-                    found = repr(_short(row[j], 40))
-                    if i == header:  # below a number it is no column of names
-                        advice = "drop the column, or name it by --labels"
-                raise DataError(
-                    f"{path}, line {line}: column {columns[j]!r}, row {i - header} (counted from "
-                    f"0): expected a number, found {found}; {advice}"
-                )
+            if _is_number(row[j]):
+                continue
+            bad[j] += 1
+            if told:
+                continue
+            found, advice = "an empty cell", "fill it, or drop the row or the column"
+            if row[j].strip():
+                found = repr(_short(row[j], 40))
+                if i == header:  # below a number it is no column of names
+                    advice = "drop the column, or name it by --labels"
+            told = (
+                f"{path}, line {line}: column {columns[j]!r}, row {i - header} (counted from "
+                f"0): expected a number, found {found}; {advice}"
+            )
+    count = sum(bad.values())
+    if count > 1:
+        own = ", ".join(repr(columns[j]) for j in features if bad[j])
+        told += f" ({count} such cells in all, in {_short(own)})"
+    if told:
+        raise DataError(told)
 
 
 def _csv_rows(
