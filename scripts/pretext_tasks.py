@@ -25,7 +25,7 @@ RUNS: dict[str, str] = {
     "rotation": "train_rotation.py --data fashion_mnist --held-out 10000",
     "next_token-gru": "train_next_token.py --data ag_news --held-out 760",
     "next_token-transformer": "train_next_token.py --data ag_news --held-out 760 "
-    "--network transformer --hidden 128 128 --learning-rate 1e-3",
+    "--network transformer --hidden 128 128",
 }
 
 
