@@ -77,7 +77,8 @@ def _options(command: str, rows: int | None = None) -> dict[str, Any]:
 
     found = config.flatten(config.resolve(config.parse(_args(command)), rows))
     left = (*runs.FREE, "seeds", "made")
-    kept = {k: v for k, v in found.items() if k not in left and v is not None}
+    of_data = [name for name in ("n_clusters", "parts") if found[name] is None]
+    kept = {k: v for k, v in found.items() if k not in (*left, *of_data)}
     return json.loads(json.dumps(kept, default=str))
 
 

@@ -74,7 +74,11 @@ def check(options: Options) -> None:
     """Raise ConfigError for sizes, seeds or front ends that cannot be."""
     from deepclust_jax import config
 
-    if options.seeds < 1 or min(options.sizes, default=1) < 1:
+    for name in ("data", "front_ends", "sizes"):
+        if not getattr(options, name):
+            flag = name.replace("_", "-")
+            raise config.ConfigError(f"expected one value of --{flag} or more, found none")
+    if options.seeds < 1 or min(options.sizes) < 1:
         raise config.ConfigError(
             f"expected --seeds and --sizes >= 1, found {options.seeds} and {options.sizes}"
         )
@@ -100,7 +104,13 @@ def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
 
     scaling = "tokens" if front_end == "next_token" else "auto"
     dataset, labels = data.load(name, scaling=scaling, limit=n)
+    if labels is None or dataset.n_clusters is None:
+        raise data.DataError(
+            f"expected as --data the name of a data set with classes, found {name}; of own files "
+            "train_deep_kmeans.py tells more"
+        )
     wanted = reproduce.recipe(dataset, "kmeans" if front_end == ROWS else front_end)
+    wanted["version"] = 1  # of features, whatever else clusters them
     for seed in range(seeds):
         file = cell_file(name, front_end, n, seed)
         there = file.exists() and json.loads(file.read_text())["recipe"]

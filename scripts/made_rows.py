@@ -63,6 +63,9 @@ def main(args: list[str] | None = None) -> int:
         reproduce.rewrite("made_rows", table())
         print(f"Tables: {reproduce.README}")
         return 0
+    if not options.runs:
+        print("error: expected one of --runs or more, found none", file=sys.stderr)
+        return 2
     if options.seeds < 1:
         print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
         return 2
@@ -73,8 +76,12 @@ def main(args: list[str] | None = None) -> int:
 
 
 def train(name: str, seeds: int) -> int:
-    """Train of a run what results/ lacks: the game, then what learns beside the rows that it made.
-    -> exit code of the script that failed, or 0."""
+    """Train of a run what results/ lacks: the game, then what learns beside the rows that it made;
+    of no fewer seeds than results/ has of one of them. -> exit code of what failed, or 0."""
+    cells = [f"{name}-{learner.split()[0]}" for learner in LEARNERS.get(name, ())]
+    cells += [name, *(f"{cell}-made" for cell in cells)]
+    reports = [kept_runs.read(cell_file(cell)) for cell in cells]
+    seeds = max([seeds, *(report["n_runs"] for report in reports if report is not None)])
     game = f"{RUNS[name]} --seeds {seeds}"
     folder = kept_runs.folder_of(cell_file(name), game)
     learners = {}
@@ -85,9 +92,10 @@ def train(name: str, seeds: int) -> int:
     due = {cell: own for cell, own in learners.items() if not is_done(cell, own, seeds)}
     uses_game = any(cell.endswith("-made") for cell in due)
     if not is_done(name, game, seeds) or (uses_game and not (folder / "made.npy").exists()):
-        # What learnt beside other made rows is no longer of these.
-        due |= {cell: own for cell, own in learners.items() if cell.endswith("-made")}
-        due = {name: game} | due
+        beside = {cell: own for cell, own in learners.items() if cell.endswith("-made")}
+        for cell in beside:  # what learnt beside other made rows is no longer of these
+            cell_file(cell).unlink(missing_ok=True)
+        due = {name: game} | due | beside
     for cell, command in due.items():
         if code := kept_runs.run(cell_file(cell), command):
             return code

@@ -50,6 +50,9 @@ def main(args: list[str] | None = None) -> int:
         reproduce.rewrite("pretext_tasks", table())
         print(f"Tables: {reproduce.README}")
         return 0
+    if not options.runs:
+        print("error: expected one of --runs or more, found none", file=sys.stderr)
+        return 2
     if options.seeds < 1:
         print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
         return 2

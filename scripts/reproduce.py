@@ -72,6 +72,10 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 _OF = "-of-"  # a method whose data are the features of another row
 
+# Raised where the code of a method finds something else than before by the same options: its cells
+# are then trained again, and marked in the table until they are.
+VERSIONS = {"n2d": 2, "contrastive": 2}  # 2: layouts vote, where the best one was kept
+
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
 # 1024-512-256-k and starts from a trained autoencoder as here. Never a figure that was only
 # recalled: where the source gives none for a data set, the column stays empty.
@@ -249,8 +253,15 @@ def start_row(row: str) -> str:
     return "-".join(["autoencoder", *(c for c in ("paper", "float32") if c in changes)])
 
 
+def version_of(row: str) -> int:
+    """The version of the code that clusters a row."""
+    method, *changes = row.split("-")
+    return 1 if "merge" in changes else VERSIONS.get(method, 1)  # what merges does not vote
+
+
 def recipe(dataset: Any, row: str) -> dict[str, Any]:
-    """All that a cell depends on, but for seed and code: options, also of its start, and rows."""
+    """All that a cell depends on, but for the seed: options, also of its start, rows, and the
+    version of the code."""
     from deepclust_jax import config, run
 
     def shown(row: str) -> dict[str, Any]:
@@ -264,7 +275,7 @@ def recipe(dataset: Any, row: str) -> dict[str, Any]:
         found = {"options": shown(own), "start": shown(start_row(own))}
     if _OF in row:
         found["front"] = shown(front_of(row))
-    found["checksum"] = dataset.checksum
+    found |= {"checksum": dataset.checksum, "version": version_of(row)}
     return json.loads(json.dumps(found))  # as it comes back from a file
 
 
@@ -275,13 +286,14 @@ def is_done(dataset: Any, row: str, seed: int) -> bool:
 
 
 def is_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether two recipes are; an option that one does not know yet had its default there."""
+    """Whether two recipes are; an option that one does not know yet had its default there, and code
+    without a version is of the first."""
     from deepclust_jax import config
 
     defaults = json.loads(json.dumps(config.flatten(config.Options())))
 
     def complete(recipe: dict[str, Any]) -> dict[str, Any]:
-        return {
+        return {"version": 1} | {
             name: defaults | part if isinstance(part, dict) else part
             for name, part in recipe.items()
         }
@@ -508,9 +520,11 @@ def quality_table() -> str:
             found = np.array([len(np.unique(own)) for own in labels], float)
             name += f", {mean(found)} clusters"
         published = PUBLISHED.get((data, row.removesuffix("-float32")), "–")
+        is_old = reports[0]["recipe"].get("version", 1) < version_of(row)
         lines.append(
             f"| {data} | {name} | {' | '.join(spread)} | {values['accuracy'][chosen]:.1f} | "
-            f"{values['accuracy'].max():.1f} | {published} | {len(files)} | {_seconds(reports)} |"
+            f"{values['accuracy'].max():.1f} | {published} | {len(files)}{' °' * is_old} | "
+            f"{_seconds(reports)} |"
         )
     made = sorted({report["environment"]["versions"]["jax"] for report in every})
     if choices:
@@ -538,7 +552,8 @@ def quality_table() -> str:
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
         "an accuracy has one cluster for each class. "
         "next_token reads the words of a text in their order, other rows have its TF-IDF features. "
-        "of: the data are the features of that row. "
+        "of: the data are the features of that row. °: found by the code before this one, which "
+        "kept the best of several layouts where they vote now, and to be trained again. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
         "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
         "those marked float32. "

@@ -79,6 +79,18 @@ def test_frechet_of_gaussians():
     assert single == pytest.approx(1.0, rel=0.05)
 
 
+@pytest.mark.parametrize("d", [3, 30, 80])
+def test_frechet_by_the_eigenvalues_of_the_product(d):
+    """As it is written, with fewer and with more numbers than rows: the root of C C' has the roots
+    of its eigenvalues, which are real and not negative."""
+    real, made = RNG.normal(size=(50, d)), 0.3 + RNG.normal(size=(60, d)) @ RNG.normal(size=(d, d))
+    one, other = np.cov(real, rowvar=False), np.cov(made, rowvar=False)
+    roots = np.sqrt(np.maximum(np.real(np.linalg.eigvals(one @ other)), 0.0)).sum()
+    gap = np.sum((real.mean(axis=0) - made.mean(axis=0)) ** 2)
+    expected = gap + np.trace(one) + np.trace(other) - 2 * roots
+    assert generated.frechet(real, made) == pytest.approx(expected, rel=1e-4)
+
+
 def test_copies_are_told_from_new_rows():
     real = RNG.normal(size=(400, 3))
     assert generated.memorised(real, real[:100]) == 0.0

@@ -105,6 +105,38 @@ def test_rings_are_told_apart():
     np.testing.assert_array_equal(jnp.argmax(found.posterior, axis=1), found.labels)
 
 
+def test_clusters_get_the_numbers_of_those_they_share_most_rows_with():
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3], [3, 2, 1, 0]])
+    # The cluster orders[h, c] of clustering h is cluster c of the second one.
+    posterior = jnp.asarray(np.stack([np.eye(4)[o[labels]] for o in orders]), jnp.float32)
+    np.testing.assert_array_equal(graph_embedding.same_numbers(posterior, jnp.int32(1)), orders)
+    # By the numbers of the first one, all are the same clustering again.
+    found = graph_embedding.same_numbers(posterior, jnp.int32(0))
+    np.testing.assert_array_equal(found[0], np.arange(4))
+    np.testing.assert_array_equal(graph_embedding.voted(posterior, found), posterior[0])
+
+
+def test_the_majority_of_layouts_wins():
+    one = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    astray = np.array([1, 1, 0, 0, 0, 0, 2, 2, 2])  # joins what others cut
+    posterior = np.stack([np.eye(3)[astray], np.eye(3)[one], np.eye(3)[(one + 1) % 3]])
+    posterior = jnp.asarray(posterior, jnp.float32)
+    for first in range(3):
+        order = graph_embedding.same_numbers(posterior, jnp.int32(first))
+        found = np.asarray(jnp.argmax(graph_embedding.voted(posterior, order), axis=1))
+        assert metrics.ari(one, found) == 1.0, first
+
+
+def test_one_layout_is_itself_and_codes_that_are_no_numbers_come_to_an_end():
+    posterior = jax.nn.softmax(jax.random.normal(KEY, (1, 20, 3)), axis=-1)
+    order = graph_embedding.same_numbers(posterior, jnp.int32(0))
+    np.testing.assert_array_equal(graph_embedding.voted(posterior, order), posterior[0])
+    broken = jnp.full((3, 20, 3), jnp.nan)
+    order = np.asarray(jax.jit(graph_embedding.same_numbers)(broken, jnp.int32(2)))
+    np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(3), (3, 1)))
+
+
 def test_digits_beat_kmeans_by_far():
     x, labels = load_digits(return_X_y=True)
     found = graph_embedding.cluster(KEY, x, 10, n_layouts=2)

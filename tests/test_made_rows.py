@@ -105,9 +105,48 @@ def test_the_game_is_trained_again_where_its_rows_are_gone(results):
     assert str(results.parents[1]) not in text, "no path of this machine"
 
 
-def test_no_seeds_are_refused(capsys):
-    assert MADE.main(["--seeds", "0"]) == 2
-    assert "expected --seeds >= 1, found 0" in capsys.readouterr().err
+def test_what_learnt_beside_rows_of_another_game_is_gone_though_it_was_stopped(
+    results, monkeypatch
+):
+    args = ["--runs", "usps-few", "--seeds", "1"]
+    assert MADE.main(args) == 0
+    profile = config.PROFILES["practical"]
+    monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
+    run = MADE.kept_runs.run
+    stop = lambda file, command: 130 if "made" in file.stem else run(file, command)  # noqa: E731
+    monkeypatch.setattr(MADE.kept_runs, "run", stop)
+    assert MADE.main(args) == 130
+    monkeypatch.setattr(MADE.kept_runs, "run", run)
+    assert not (results / "usps-few-autoencoder-made.json").exists()
+    assert MADE.main(args) == 0 and (results / "usps-few-autoencoder-made.json").exists()
+
+
+def test_fewer_seeds_are_asked_for_than_there_are(results):
+    assert MADE.main(["--runs", "usps-few", "--seeds", "2"]) == 0
+    (results / "usps-few-autoencoder-made.json").unlink()
+    shutil.rmtree(results.parents[1] / "runs")
+    assert MADE.main(["--runs", "usps-few", "--seeds", "1"]) == 0
+    assert {read(results, file.stem)["n_runs"] for file in results.glob("*.json")} == {2}
+
+
+def test_a_report_of_an_option_that_is_no_longer_given_is_not_done(results):
+    assert MADE.main(["--runs", "ring_8", "--seeds", "1"]) == 0
+    command = MADE.RUNS["ring_8"]
+    file = MADE.cell_file("ring_8")
+    assert MADE.kept_runs.is_done(file, command, 1)
+    assert not MADE.kept_runs.is_done(file, command.replace(" --limit 60", ""), 1)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--seeds", "0"], "expected --seeds >= 1, found 0"),
+        (["--runs"], "expected one of --runs or more, found none"),
+    ],
+)
+def test_nothing_to_do_is_refused(capsys, args, message):
+    assert MADE.main(args) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_points_near_a_centre_are_counted_by_the_deviation_of_their_class():

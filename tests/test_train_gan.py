@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
-from deepclust_jax import config, run
+from deepclust_jax import config, data, run, train
 from deepclust_jax.metrics import classifier
 from deepclust_jax.report import film, pretext, tables
 from deepclust_jax.types import Batch
@@ -89,7 +89,8 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     assert "frechet" in found["made"]
     shown = tables._pretext(found | {"diverged": [0], "over_training": {}})
     assert "collapsed, made rows are all alike: runs [1]" in shown
-    assert shown[-1].startswith("diverged, and stand where they were before: runs [0]; lower")
+    assert shown[-1].startswith("diverged, stopped or with made rows far beyond the real ones: ")
+    assert shown[-1].endswith("runs [0]; lower --learning-rate")
     monkeypatch.setattr(pretext, "WIDEST", 1)
     assert "frechet" not in pretext.of_game(made, x)["made"]
 
@@ -121,8 +122,27 @@ def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     made = np.where(x > 0, np.float32(value), x)
     found = pretext.of_game(made[None], x)
-    assert found["collapsed"] == [0] and found["made"]["recall"]["values"] == [0.0]
+    assert found["exploded"] == [0] and found["collapsed"] == []
+    assert found["made"]["recall"]["values"] == [0.0]
     assert np.isnan(found["made"]["frechet"]["values"]).all()
+    labels = np.arange(50) % 2
+    assert pretext.classes_made(made[None], x, labels)["values"] == [0.0]
+    assert pretext.judged(made[None], x, labels)["made"]["classes"]["values"] == [0.0]
+
+
+def test_a_generator_far_beyond_the_rows_has_exploded():
+    """Trap: its loss is finite, and it agrees with itself."""
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    found = pretext.of_game(np.stack([1e5 * x, x]), x)
+    assert found["exploded"] == [0] and found["collapsed"] == []
+
+
+def test_copies_are_looked_for_among_all_rows(monkeypatch):
+    """Trap: of many rows some are compared, and a copy is of another one."""
+    monkeypatch.setattr(pretext, "_MADE", 20)
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    some = np.delete(x, pretext.compared(200, 20), axis=0)[:20]
+    assert pretext.of_game(some[None], x)["made"]["copies"]["values"] == [0.0]
 
 
 def test_a_class_that_the_classifier_did_not_see(monkeypatch):
@@ -172,10 +192,12 @@ def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
     """Trap: a game that is lost ends in NaN, and so does the run; of a table, whose made rows have
     no bounds, in those too."""
     np.save(tmp_path / "t.npy", np.random.default_rng(0).normal(size=(60, 5)))
+    np.save(tmp_path / "labels.npy", np.arange(60) % 3)
     args = ["--data", tmp_path / "t.npy", "--n-clusters", "3", "--scaling", "none", "--seeds", "1",
-            "--learning-rate", "1e30", "--hidden", "8", "--embed-dim", "2"]  # fmt: skip
+            "--learning-rate", "1e30", "--hidden", "8", "--embed-dim", "2",
+            "--labels", tmp_path / "labels.npy"]  # fmt: skip
     printed = done(GAN, *args, "--epochs", "30", "--out", tmp_path / "run")
-    assert "diverged, and stand where they were before: runs [0]" in printed
+    assert "diverged, stopped or with made rows far beyond the real ones: runs [0]" in printed
     assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["objective"]["values"] == [None]
@@ -190,6 +212,62 @@ def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
     done(GAN, "--config", out / "config.json", "--out", tmp_path / "again")
     kept = json.loads((tmp_path / "again" / "config.json").read_text())
     assert kept["method"] == "info_gan"
+
+
+def test_held_out_rows_do_not_decide_which_run_is_kept(monkeypatch, tmp_path):
+    """Trap: what is held out of training is not held out of the choice."""
+    compared, of_game = [], pretext.of_game
+    monkeypatch.setattr(pretext, "of_game", lambda made, x: compared.append(x) or of_game(made, x))
+    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "1", "--epochs", "1"]
+    done(GAN, *args, "--held-out", "20", "--out", tmp_path / "run")
+    x = data.load("digits", limit=60)[0].x
+    np.testing.assert_array_equal(compared[0], x[:40])
+    assert np.load(tmp_path / "run" / "made.npy").shape == (40, 8, 8, 1)
+
+
+def test_frames_of_a_film_are_of_the_same_latents(monkeypatch, tmp_path):
+    drawn, makers = [], pretext.makers
+
+    def watched(options, x):
+        maker_of = makers(options, x)
+
+        def of_state(state):
+            own = maker_of(state)
+            return own._replace(make=lambda z: drawn.append(np.asarray(z)) or own.make(z))
+
+        return of_state
+
+    monkeypatch.setattr(pretext, "makers", watched)
+    options = config.resolve(
+        config.Options(
+            data=config.Data(data="digits", n_clusters=3),
+            method=config.Method(method="info_gan"),
+            network=config.Network(hidden=(8,), embed_dim=2),
+            run=config.Run(seeds=1),
+        ),
+        60,
+    )
+    x = data.load("digits", limit=60)[0].x
+    (phase,) = run.phases(options, x.shape, is_bounded=True)
+    state = train.init(run.seed_keys(options), phase.algorithm, x)
+    watch = film.watcher(tmp_path, options, x, "image")
+    for epoch in (1, 2):
+        watch(epoch, 2, state)
+    first, second = drawn[:2], drawn[2:]  # those measured, and those of the picture
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_collapsed_run_is_set_aside(monkeypatch, tmp_path):
+    found = pretext.of_game
+    worse = lambda made, x: found(np.stack([0.0 * made[0], *made[1:]]), x)  # noqa: E731
+    monkeypatch.setattr(pretext, "of_game", worse)
+    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "2", "--epochs", "1"]
+    done(GAN, *args, "--out", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["pretext"]["collapsed"] == [0] and report["chosen"]["run"] == 1
+    assert report["objective"]["values"][0] is None
+    assert "1 diverged or collapsed set aside" in report["chosen"]["reason"]
 
 
 def test_held_out_rows_do_not_decide_the_range(tmp_path):

@@ -115,7 +115,7 @@ def loss(
     of_code = game.of_code(logits_of_code, code, batch.mask)
     metrics |= {
         "code": of_code,
-        "noise": of_noise / (config.latent_dim * config.deviation**2),
+        "noise": of_noise / (max(config.latent_dim, 1) * config.deviation**2),
         "spread": game.spread(made, batch.x, batch.mask),
     }
     return of_discriminator + of_generator + config.weight * (of_noise + of_code), metrics

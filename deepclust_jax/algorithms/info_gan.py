@@ -5,7 +5,7 @@ Adversarial Nets").
     z = (n, c, s),   n of a normal distribution,  c one of k clusters,  s styles of the same kind
     discriminator             as in gan.py
     discriminator, generator  minimise also  weight  mean -log c'_c                      (eq. 5)
-                                             + style_weight  mean |s - s'|^2
+                                             + style_weight  mean |s - s'|^2 / n_styles
                                              where (c', s') = R(E(G(z)))
 
 E are the last hidden features of the discriminator, and R a linear layer. The first term is, but
@@ -116,7 +116,8 @@ def loss(
     )  # fmt: skip
     z = nets.encoder.apply(params["encoder"], made)
     found, logits_of_code = game.read(params, z, nets, config)
-    of_style = losses.masked_mean(jnp.mean((found - style) ** 2, axis=1), batch.mask)
+    of_style = jnp.sum((found - style) ** 2, axis=1) / max(config.n_styles, 1)
+    of_style = losses.masked_mean(of_style, batch.mask)
     of_code = game.of_code(logits_of_code, code, batch.mask)
     metrics |= {
         "code": of_code,

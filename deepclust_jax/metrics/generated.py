@@ -18,6 +18,7 @@ from deepclust_jax.clustering import neighbors
 from deepclust_jax.types import Array
 
 _BLOCK = 256  # rows whose distances to all others are held at once
+_MEASURED = 5000  # real rows at most whose distance to the others is taken
 
 
 def fidelity(real: ArrayLike, made: ArrayLike, *, n_neighbors: int = 5) -> dict[str, float]:
@@ -49,28 +50,33 @@ def frechet(real: ArrayLike, made: ArrayLike) -> float:
     2017, eq. 6, there of the features of a classifier). [n, d], [m, d] -> >= 0."""
     real, made = (np.asarray(a, np.float64) for a in _checked(real, made, 2))
     gap = np.sum((real.mean(axis=0) - made.mean(axis=0)) ** 2)
-    one, other = (np.atleast_2d(np.cov(a, rowvar=False)) for a in (real, made))
-    variances, axes = np.linalg.eigh(one)
-    root = (axes * np.sqrt(np.maximum(variances, 0.0))) @ axes.T
-    # The eigenvalues of root C' root are those of C C', and it is symmetric.
-    shared = np.linalg.eigvalsh(root @ other @ root)
-    both = np.sqrt(np.maximum(shared, 0.0)).sum()
-    return float(max(gap + np.trace(one) + np.trace(other) - 2.0 * both, 0.0))
+    one, other = ((a - a.mean(axis=0, keepdims=True)) / math.sqrt(len(a) - 1) for a in (real, made))
+    traces = np.sum(one**2) + np.sum(other**2)
+    if real.shape[1] < min(len(real), len(made)):
+        # The same singular values, of the factors of the covariances in place of the rows.
+        one, other = (np.linalg.qr(a, mode="r") for a in (one, other))
+    # Of C = A'A and C' = B'B: the singular values of A B' are the roots of the eigenvalues of C C'.
+    both = np.linalg.svd(one @ other.T, compute_uv=False).sum()
+    return float(max(gap + traces - 2.0 * both, 0.0))
 
 
 def memorised(real: ArrayLike, made: ArrayLike) -> float:
     """Median distance of made rows to the nearest real one, over that of real rows to theirs.
 
     Near 0 made rows are copies; about 1 they are as new as another real row would be. Real rows
-    that repeat count once. [n, d], [m, d] -> >= 0; where all real rows are equal there is no
-    distance to compare with, and it is 0 for copies of them and infinite for others.
+    that repeat count once, and the distances of at most 5,000 are taken, to all the others.
+    [n, d], [m, d] -> >= 0; where all real rows are equal there is no distance to compare with, and
+    it is 0 for copies of them and infinite for others.
     """
     real, made = _checked(real, made, 2)
-    new = float(jnp.median(jnp.sqrt(neighbors.nearest(real, 1, queries=made).sqdist)))
     distinct = jnp.asarray(np.unique(np.asarray(real), axis=0))
+    new = float(jnp.median(jnp.sqrt(neighbors.nearest(distinct, 1, queries=made).sqdist)))
     if len(distinct) < 2:
         return math.inf if new > 0 else 0.0
-    return new / float(jnp.median(jnp.sqrt(neighbors.nearest(distinct, 1).sqdist)))
+    some = distinct[:: -(-len(distinct) // _MEASURED)]
+    # The nearest of a row that is there itself is the row.
+    apart = neighbors.nearest(distinct, 2, queries=some).sqdist[:, 1]
+    return new / float(jnp.median(jnp.sqrt(apart)))
 
 
 def _checked(real: ArrayLike, made: ArrayLike, fewest: int) -> tuple[Array, Array]:

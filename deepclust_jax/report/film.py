@@ -25,12 +25,13 @@ def watcher(
     folder: Path, options: config.Options, x: Any, kind: str
 ) -> Callable[[int, int, Any], None] | None:
     """What measures, and where rows are of the kind "image" draws, what run 0 makes in some epochs,
-    to be given (epochs done, epochs, state [S]). x are all rows, also those held out. None where
-    the method makes no rows."""
+    to be given (epochs done, epochs, state [S]). x are all rows, of which those held out are not
+    compared with. None where the method makes no rows."""
     if options.method.method not in config.GAMES:
         return None
     key = run.seed_keys(options)[0]
-    real = np.asarray(x[pretext.compared(x, _COMPARED)]).reshape(-1, math.prod(x.shape[1:]))
+    rows = pretext.compared(len(x) - options.data.held_out, _COMPARED)
+    real = np.asarray(x[rows]).reshape(-1, math.prod(x.shape[1:]))
     maker_of = pretext.makers(options, x)
     is_seen = kind == "image" and x.shape[-1] in (1, 3)
 

@@ -90,6 +90,7 @@ def of_cross_modal(
 
 
 _LEARNT, _NUMBERS = 2**16, 2**28  # rows, and their numbers, at most that the classifier learns
+_HELD = 2**26  # numbers at most of the real rows among which copies are looked for
 _MADE = 5000  # rows, and as many real ones that they are compared with
 WIDEST = 4096  # numbers of a row whose covariances are compared: they take the cube in time
 
@@ -115,18 +116,18 @@ def makers(options: config.Options, x: Any) -> Callable[[Any], Maker]:
 
 
 def made_rows(options: config.Options, x: Any, trained: run.Trained) -> np.ndarray:
-    """Rows that the generator of each run makes, as many as there are or 5,000.
+    """Rows that the generator of each run makes, as many as it was trained on or 5,000.
     -> [S, m, *shape]."""
     maker, made = makers(options, x), []
     for s, key in enumerate(run.seed_keys(options)):
         own = maker(jax.tree.map(lambda leaf, s=s: leaf[s], trained.state))
-        made.append(own.make(own.latents(key, min(_MADE, len(x)))))
+        made.append(own.make(own.latents(key, len(compared(len(x) - options.data.held_out)))))
     return np.stack(made)
 
 
-def compared(x: Any, most: int = _MADE) -> np.ndarray:
-    """The numbers of the real rows that made ones are compared with: some of all. -> [m]."""
-    return np.linspace(0, len(x) - 1, min(most, len(x))).astype(int)
+def compared(n: int, most: int | None = None) -> np.ndarray:
+    """Which of n real rows made ones are compared with: at most so many, or 5,000. -> [m]."""
+    return np.linspace(0, n - 1, min(_MADE if most is None else most, n)).astype(int)
 
 
 def measured(real: np.ndarray, made: np.ndarray, *, frechet: bool = True) -> dict[str, float]:
@@ -147,22 +148,31 @@ def _is_sound(real: np.ndarray, made: np.ndarray) -> bool:
 
 
 def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
-    """How the rows that each run made compare with real ones, in the rows' own numbers.
+    """How the rows that each run made compare with those it was trained on, x, in their own
+    numbers.
 
     `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones,
-    or none that is finite.
+    and `exploded` those with ten times as much or more, or with rows that are not finite.
     """
-    real = np.asarray(x[compared(x)]).reshape(-1, math.prod(x.shape[1:]))
+    d = math.prod(x.shape[1:])
+    real = np.asarray(x[compared(len(x))]).reshape(-1, d)
+    # A copy may be of any row.
+    every = np.asarray(x[compared(len(x), max(len(real), _HELD // d))]).reshape(-1, d)
     found = []
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
         own = measured(real, made, frechet=real.shape[1] <= WIDEST)
         own |= {"copies": math.nan, "spread": math.nan}
         if _is_sound(real, made):
-            own["copies"] = metrics.memorised(real, made)
+            own["copies"] = metrics.memorised(every, made)
             own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
         found.append(own)
-    collapsed = [s for s, own in enumerate(found) if not own["spread"] >= 0.1]
-    return {"made": _summaries(found), "compared": len(real), "collapsed": collapsed}
+    runs = list(enumerate(own["spread"] for own in found))
+    return {
+        "made": _summaries(found),
+        "compared": len(real),
+        "collapsed": [s for s, spread in runs if spread < 0.1],
+        "exploded": [s for s, spread in runs if not spread < 10.0],  # NaN is not <
+    }
 
 
 def _summaries(by_run: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -186,11 +196,15 @@ def uncovered(report: dict[str, Any]) -> np.ndarray | None:
 
 def classes_made(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any]:
     """How many classes each run makes: a made row is of the class of the real row next to it, and a
-    class is there with a tenth or more of its share of the real rows."""
-    chosen = compared(x)
+    class is there with a tenth or more of its share of the real rows. None is of rows that are not
+    finite."""
+    chosen = compared(len(x))
     real = np.asarray(x[chosen]).reshape(len(chosen), -1)
     true, k, found = labels[chosen], labels.max() + 1, []
     for made in made_by_run.reshape(len(made_by_run), len(real), -1):
+        if not _is_sound(real, made):
+            found.append(0.0)
+            continue
         near = np.asarray(neighbors.nearest(real, 1, queries=made).index)[:, 0]
         found.append(_classes(true[near], true, k))
     return scores.summary(np.array(found))
@@ -218,18 +232,20 @@ def judged(made_by_run: np.ndarray, x: Any, labels: np.ndarray) -> dict[str, Any
     saw all labels, which decide nothing: the measures of `of_game`, and how many classes it finds
     among made rows, each with a tenth or more of its share of real ones. None where the rows that
     it would learn from are of one class."""
-    learnt = compared(x, min(_LEARNT, max(5, _NUMBERS // math.prod(x.shape[1:]))))
+    learnt = compared(len(x), min(_LEARNT, max(5, _NUMBERS // math.prod(x.shape[1:]))))
     if labels[learnt].max() < 1 or len(learnt) < 5:
         return None
     judge = classifier.fit(
         jax.random.key(0), x[learnt], labels[learnt], n_classes=int(labels.max()) + 1
     )
-    chosen = compared(x)
+    chosen = compared(len(x))
+    rows = np.asarray(x[chosen])
     real, true = classifier.features(judge, x[chosen]), labels[chosen]
     found = []
     for made in made_by_run:
         own = measured(real, classifier.features(judge, made))
-        own["classes"] = _classes(classifier.classes(judge, made), true, judge.n_classes)
+        told = classifier.classes(judge, made) if _is_sound(rows, made) else np.zeros(0, int)
+        own["classes"] = _classes(told, true, judge.n_classes)
         found.append(own)
     return {"accuracy": judge.accuracy, "made": _summaries(found)}
 

@@ -49,8 +49,11 @@ def write(
     objectives, chosen_by = final_losses(folder, len(labels_all)), "final loss"
     if options.method.method in config.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
-        played = pretext.of_game(made, dataset.x)
-        played["diverged"] = np.flatnonzero(game.diverged(trained.state)).tolist()
+        left = len(dataset.x) - options.data.held_out
+        seen = dataset.x[:left] if options.data.held_out else dataset.x
+        played = pretext.of_game(made, seen)
+        lost = np.flatnonzero(game.diverged(trained.state)).tolist()
+        played["diverged"] = sorted({*lost, *played.pop("exploded")})
         covered = pretext.uncovered(played)
         if covered is not None:  # no loss of a game tells how far it came
             objectives, chosen_by = covered, "uncovered share"
@@ -90,13 +93,13 @@ def write(
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method in config.GAMES:
         if labels is not None:
-            played["made"]["classes"] = pretext.classes_made(made, dataset.x, labels)
+            played["made"]["classes"] = pretext.classes_made(made, seen, labels[:left])
             named = options.data.data if options.data.labels is None else None
             if named in pretext.ABOUT_CENTRES:
                 played["made"]["near"] = pretext.near_centres(made, dataset.x, labels)
             if named == pretext.STACKED:
                 played["stacked"] = pretext.of_stacked(options, dataset, labels, trained)
-            judged = pretext.judged(made, dataset.x, labels)
+            judged = pretext.judged(made, seen, labels[:left])
             played |= {} if judged is None else {"judged": judged}
         played["over_training"] = film.measures(folder)
         report["pretext"] = played
@@ -350,17 +353,17 @@ def _write_figures(folder, dataset, z, labels, centroids, distances, truth) -> N
 def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> None:
     """What the run kept makes: made.npy, rows; made.png, of pictures some of each cluster, by the
     code they are made from where there is one, of tables with two columns where they lie; walk.png,
-    pictures from one latent to the next; and the film."""
+    pictures from one latent to the next. And the film, of run 0."""
     np.save(folder / "made.npy", made)
     if made.shape[1:] == (2,):
-        some = np.asarray(dataset.x[pretext.compared(dataset.x)])
+        some = np.asarray(dataset.x[pretext.compared(len(dataset.x))])
         figures.made_points(folder / "made.png", some, made)
     if dataset.kind != "image" or made.shape[-1] not in (1, 3):
         return
     state = jax.tree.map(lambda leaf: leaf[chosen], trained.state)
     maker, key = pretext.makers(options, dataset.x)(state), run.seed_keys(options)[chosen]
     title = "of made ones, nearest to the centroid"
-    if options.method.method == "gan":
+    if options.method.method == "gan" or options.method.labelled_by == "kmeans":
         own = jax.tree.map(lambda leaf: leaf[None], state)
         z, labels = (found[0] for found in train.embed(trained.algorithm, own, made))
         distances = np.sum((z - centroids[labels]) ** 2, axis=-1)

@@ -134,8 +134,8 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
             lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
         if found["diverged"]:
             lines.append(
-                f"diverged, and stand where they were before: runs {found['diverged']}; lower "
-                "--learning-rate"
+                "diverged, stopped or with made rows far beyond the real ones: runs "
+                f"{found['diverged']}; lower --learning-rate"
             )
         return lines
     if "used" in found:
