@@ -133,6 +133,43 @@ def test_the_average_is_of_past_weights():
     np.testing.assert_allclose(jax.tree.leaves(new.average)[0], expected, rtol=1e-6)
 
 
+def test_the_average_is_of_the_steps_that_the_generator_took():
+    """Trap: it mixes in weights that the generator never had, or forgets no more than at first."""
+    config = dataclasses.replace(SMALL, ratio=3, memory=0.5)
+    algorithm, state = state_of(config, optimizer=optax.sgd(0.1))
+    step = jax.jit(algorithm.step)
+
+    def weights(params):
+        return np.asarray(jax.tree.leaves(params)[0])
+
+    expected = weights(state.params["generator"])
+    for t in range(30):
+        state, _ = step(jax.random.key(t), state, batch(rows()))
+        if (t + 1) % 3 == 0:
+            memory = min(0.5, (1 + t) / (10 + t))
+            now = weights(state.params["generator"])
+            expected = memory * expected + (1 - memory) * now
+        np.testing.assert_allclose(weights(state.average), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ten_steps_in_a_row_that_are_not_taken_are_a_lost_game():
+    algorithm, state = state_of()
+    step = jax.jit(algorithm.step)
+    good, bad = batch(rows()), batch(rows().at[0].set(jnp.inf))
+
+    def is_lost():
+        return game.diverged(jax.tree.map(lambda leaf: leaf[None], state)).tolist() == [True]
+
+    assert not is_lost(), "none was taken, and none was missed"
+    for _ in range(2):  # nine in a row, twice
+        for given in (*[bad] * 9, good):
+            state, _ = step(KEY, state, given)
+        assert state.missed == 0 and not is_lost()
+    for missed in range(1, 11):
+        state, _ = step(KEY, state, bad)
+        assert state.missed == missed and is_lost() == (missed == 10)
+
+
 def test_a_step_that_is_not_finite_is_not_taken():
     """Trap: one NaN, and all weights are NaN for ever."""
     algorithm, state = state_of()
