@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,22 @@ _METHODS = {
 def is_done(file: Path, command: str, seeds: int) -> bool:
     """Whether the report is there, of the options of today and of so many seeds or more."""
     report = read(file)
-    if report is None or report["n_runs"] < seeds:
+    if report is None or report["n_runs"] < seeds or is_old(report):
         return False
     data, held_out = report["data"], report["options"]["held_out"]
     trained_on = data["shape"][0] - held_out + data.get("made", 0)
     wanted = _options(command, trained_on)
     return all(report["options"].get(name) == value for name, value in wanted.items())
+
+
+def is_old(report: Mapping[str, Any]) -> bool:
+    """Whether the code of the method finds something else now, by the same options."""
+    return report.get("version", 1) < reproduce.version_of(report["options"]["method"])
+
+
+def no_fewer(files: Iterable[Path], seeds: int) -> int:
+    """So many seeds, or as many as the reports have that are there."""
+    return max([seeds, *(report["n_runs"] for report in map(read, files) if report is not None)])
 
 
 def read(file: Path) -> dict[str, Any] | None:
@@ -38,7 +49,8 @@ def read(file: Path) -> dict[str, Any] | None:
 
 def folder_of(file: Path, command: str) -> Path:
     """The directory of a run, another for another command or other defaults."""
-    made_by = json.dumps([command, _options(command)])
+    options = _options(command)
+    made_by = json.dumps([command, options, reproduce.version_of(options["method"])])
     name = f"{file.stem}-{zlib.crc32(made_by.encode()):08x}"
     return reproduce.ROOT / "runs" / file.parent.name / name
 
@@ -57,7 +69,8 @@ def run(file: Path, command: str) -> int:
             return code
     report = json.loads(_told((folder / "report.json").read_text()))
     file.parent.mkdir(parents=True, exist_ok=True)
-    scores.write_report(file, {"command": _told(command), **report})
+    version = reproduce.version_of(report["options"]["method"])
+    scores.write_report(file, {"command": _told(command), "version": version, **report})
     for left in ("checkpoint", "tensorboard"):  # large; the rows that were made stay
         shutil.rmtree(folder / left, ignore_errors=True)
     return 0
@@ -79,7 +92,7 @@ def _options(command: str, rows: int | None = None) -> dict[str, Any]:
     left = (*runs.FREE, "seeds", "made")
     of_data = [name for name in ("n_clusters", "parts") if found[name] is None]
     kept = {k: v for k, v in found.items() if k not in (*left, *of_data)}
-    return json.loads(json.dumps(kept, default=str))
+    return json.loads(_told(json.dumps(kept, default=str)))
 
 
 def _told(text: str) -> str:

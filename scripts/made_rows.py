@@ -80,8 +80,7 @@ def train(name: str, seeds: int) -> int:
     of no fewer seeds than results/ has of one of them. -> exit code of what failed, or 0."""
     cells = [f"{name}-{learner.split()[0]}" for learner in LEARNERS.get(name, ())]
     cells += [name, *(f"{cell}-made" for cell in cells)]
-    reports = [kept_runs.read(cell_file(cell)) for cell in cells]
-    seeds = max([seeds, *(report["n_runs"] for report in reports if report is not None)])
+    seeds = kept_runs.no_fewer(map(cell_file, cells), seeds)
     game = f"{RUNS[name]} --seeds {seeds}"
     folder = kept_runs.folder_of(cell_file(name), game)
     learners = {}
@@ -148,7 +147,9 @@ def table() -> str:
             if all(pair) and pair[0]["n_runs"] == pair[1]["n_runs"]:
                 own = (_percent(report["external"]["accuracy"]) for report in pair)
                 data = pair[0]["options"]["data"]
-                learnt.append(f"| {data} | {method} | {' | '.join(own)} | {pair[0]['n_runs']} |")
+                old = " °" * any(map(kept_runs.is_old, pair))
+                seeds = pair[0]["n_runs"]
+                learnt.append(f"| {data} | {method} | {' | '.join(own)} | {seeds}{old} |")
     if learnt:
         lines += [
             "",
@@ -156,6 +157,8 @@ def table() -> str:
             "|---|---|---|---|---|",
             *learnt,
         ]
+        if any("°" in line for line in learnt):
+            lines += ["", "°: of the code before this one, as in the table of all methods."]
     return "\n".join(lines)
 
 

@@ -57,8 +57,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
         return 2
     for name in options.runs:
-        command = f"{RUNS[name]} --seeds {options.seeds}"
-        if kept_runs.is_done(cell_file(name), command, options.seeds):
+        seeds = kept_runs.no_fewer([cell_file(name)], options.seeds)
+        command = f"{RUNS[name]} --seeds {seeds}"
+        if kept_runs.is_done(cell_file(name), command, seeds):
             continue
         if code := kept_runs.run(cell_file(name), command):
             return code

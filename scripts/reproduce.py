@@ -496,6 +496,7 @@ def quality_table() -> str:
     every, choices = [], []
     for data, row, files in cells():
         reports = [json.loads(file.read_text()) for file in files]
+        versions = [report["recipe"].pop("version", 1) for report in reports]
         for file, report in zip(files, reports, strict=True):
             if not is_same(report["recipe"], reports[0]["recipe"]):
                 raise SystemExit(
@@ -520,7 +521,7 @@ def quality_table() -> str:
             found = np.array([len(np.unique(own)) for own in labels], float)
             name += f", {mean(found)} clusters"
         published = PUBLISHED.get((data, row.removesuffix("-float32")), "–")
-        is_old = reports[0]["recipe"].get("version", 1) < version_of(row)
+        is_old = min(versions) < version_of(row)
         lines.append(
             f"| {data} | {name} | {' | '.join(spread)} | {values['accuracy'][chosen]:.1f} | "
             f"{values['accuracy'].max():.1f} | {published} | {len(files)}{' °' * is_old} | "
@@ -552,8 +553,8 @@ def quality_table() -> str:
         "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
         "an accuracy has one cluster for each class. "
         "next_token reads the words of a text in their order, other rows have its TF-IDF features. "
-        "of: the data are the features of that row. °: found by the code before this one, which "
-        "kept the best of several layouts where they vote now, and to be trained again. "
+        "of: the data are the features of that row. °: some or all are of the code before this "
+        "one, which kept the best of several layouts where they vote now, to be trained again. "
         "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
         "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
         "those marked float32. "

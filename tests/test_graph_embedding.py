@@ -128,6 +128,32 @@ def test_the_majority_of_layouts_wins():
         assert metrics.ari(one, found) == 1.0, first
 
 
+def test_cluster_is_the_vote_and_not_the_best_layout(monkeypatch):
+    """Trap: the layout that says most of the neighbours joins two clusters."""
+    one = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    astray = np.array([1, 1, 0, 0, 0, 0, 2, 2, 2])
+    labels = np.stack([one, astray, (one + 1) % 3])
+    found = graph_embedding.Clustered(
+        jnp.asarray(labels), jax.nn.one_hot(labels, 3), jnp.arange(3.0)[:, None, None],
+        jnp.array([0.1, 0.9, 0.2]), jnp.array([0.5, 0.1, 0.6]),
+    )  # fmt: skip
+    monkeypatch.setattr(graph_embedding, "candidates", lambda *args, **kwargs: found)
+    voted = graph_embedding.cluster(KEY, np.ones((9, 2)), 3)
+    assert metrics.ari(one, np.asarray(voted.labels)) == 1.0 and voted.points[0, 0] == 1.0
+    np.testing.assert_allclose(voted.posterior.sum(axis=1), 1.0, rtol=1e-6)
+    kept = graph_embedding.cluster(KEY, np.ones((9, 2)), 3, merge=True)
+    np.testing.assert_array_equal(kept.labels, labels[2])  # that agrees best
+
+
+def test_a_layout_is_numbered_by_all_before_it():
+    first = np.repeat([0, 1], [7, 3])  # knows two of three clusters
+    second = np.repeat([0, 2, 1], [4, 3, 3])
+    third = np.repeat([0, 1, 2], [3, 4, 3])  # shares most rows of the first's 0 in its 1
+    posterior = jnp.stack([jax.nn.one_hot(labels, 3) for labels in (first, second, third)])
+    order = np.asarray(graph_embedding.same_numbers(posterior, jnp.int32(0)))
+    np.testing.assert_array_equal(order[2], [0, 2, 1])
+
+
 def test_one_layout_is_itself_and_codes_that_are_no_numbers_come_to_an_end():
     posterior = jax.nn.softmax(jax.random.normal(KEY, (1, 20, 3)), axis=-1)
     order = graph_embedding.same_numbers(posterior, jnp.int32(0))

@@ -37,13 +37,13 @@ _SIZE = 3.0  # deviation of the points at the start: the scale on which s falls 
 
 
 class Clustered(NamedTuple):
-    """What `cluster` found, or one of the layouts that it is made of."""
+    """What `cluster` found, of all layouts; and one of them, the best, or of `candidates` each."""
 
-    labels: Array  # [n] int32
+    labels: Array  # [n] int32; some clusters may have no rows
     posterior: Array  # [n, k], probability of each cluster given the points of the row
-    points: Array  # [n, dim], of the best layout
-    information: Array  # [], nats, of the clusters along the edges of the graph; <= log k
-    agreement: Array  # [], mean adjusted Rand index with the clusters of the other layouts
+    points: Array  # [n, dim], of the layout
+    information: Array  # [], nats, of its clusters along the edges of the graph; <= log k
+    agreement: Array  # [], mean adjusted Rand index of its clusters with those of other layouts
 
 
 def cluster(
@@ -166,6 +166,7 @@ def candidates(
         else:
             found = mixture.fit(cluster_key, y, n_clusters)
             labels, own = found.labels, mixture.posterior(y, found.mixture)
+        own = jnp.where(jnp.isfinite(own), own, 0.0)  # a mixture that failed has no vote
         edges = information(labels, near.index, weights, n_clusters)
         return Clustered(labels, own, y, edges, jnp.float32(0))
 
