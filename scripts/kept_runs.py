@@ -8,17 +8,50 @@ again, and a finished one is read. A report is kept in a file of its own, under 
 import json
 import shlex
 import shutil
+import sys
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import reproduce
 
 # The method of a script that has only one, or another than train_deep_kmeans.py by default.
 _METHODS = {
     "train_gan.py": "gan", "train_rotation.py": "rotation", "train_next_token.py": "next_token",
 }  # fmt: skip
+
+
+def main(
+    options: Any, name: str, table: Callable[[], str], train: Callable[[str, int], int]
+) -> int:
+    """What a script of kept runs does by its options `runs`, `seeds` and `table`: write the table
+    of that name, or train every run. -> exit code."""
+    if options.table:
+        reproduce.rewrite(name, table())
+        print(f"Tables: {reproduce.README}")
+        return 0
+    if not options.runs:
+        print("error: expected one of --runs or more, found none", file=sys.stderr)
+        return 2
+    if options.seeds < 1:
+        print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
+        return 2
+    for run_name in options.runs:
+        if code := train(run_name, options.seeds):
+            return code
+    return 0
+
+
+def percent(score: Mapping[str, Any]) -> str:
+    """A share of a report in %, mean ± std over its runs."""
+    return reproduce.mean(100 * np.array(score["values"]))
+
+
+def seconds_a_seed(report: Mapping[str, Any]) -> str:
+    """What a run of a report took to train."""
+    return f"{sum(report['seconds'].values()) / report['n_runs']:,.0f}"
 
 
 def is_done(file: Path, command: str, seeds: int) -> bool:

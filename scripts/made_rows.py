@@ -59,20 +59,7 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    if options.table:
-        reproduce.rewrite("made_rows", table())
-        print(f"Tables: {reproduce.README}")
-        return 0
-    if not options.runs:
-        print("error: expected one of --runs or more, found none", file=sys.stderr)
-        return 2
-    if options.seeds < 1:
-        print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
-        return 2
-    for name in options.runs:
-        if code := train(name, options.seeds):
-            return code
-    return 0
+    return kept_runs.main(options, "made_rows", table, train)
 
 
 def train(name: str, seeds: int) -> int:
@@ -145,7 +132,7 @@ def table() -> str:
                 kept_runs.read(cell_file(f"{name}-{method}-made")),
             ]
             if all(pair) and pair[0]["n_runs"] == pair[1]["n_runs"]:
-                own = (_percent(report["external"]["accuracy"]) for report in pair)
+                own = (kept_runs.percent(report["external"]["accuracy"]) for report in pair)
                 data = pair[0]["options"]["data"]
                 old = " °" * any(map(kept_runs.is_old, pair))
                 seeds = pair[0]["n_runs"]
@@ -184,19 +171,15 @@ def _row(name: str, report: Mapping[str, Any]) -> str:
     shown = [
         name,
         f"{classes} of {report['options']['n_clusters']}",
-        *(_percent(made[measure]) for measure in ("coverage", "recall", "precision")),
-        _percent(made["near"]) if is_points else "–",
+        *(kept_runs.percent(made[measure]) for measure in ("coverage", "recall", "precision")),
+        kept_runs.percent(made["near"]) if is_points else "–",
         frechet,
-        _percent(report["external"]["accuracy"]),
-        _percent(rows["external"]["accuracy"]),
-        f"{sum(report['seconds'].values()) / report['n_runs']:,.0f}",
+        kept_runs.percent(report["external"]["accuracy"]),
+        kept_runs.percent(rows["external"]["accuracy"]),
+        kept_runs.seconds_a_seed(report),
         str(report["n_runs"]),
     ]
     return f"| {' | '.join(shown)} |"
-
-
-def _percent(score: Mapping[str, Any]) -> str:
-    return reproduce.mean(100 * np.array(score["values"]))
 
 
 if __name__ == "__main__":

@@ -46,24 +46,16 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """Run the script; 0 if all went well, else 2 after one line on standard error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    if options.table:
-        reproduce.rewrite("pretext_tasks", table())
-        print(f"Tables: {reproduce.README}")
+    return kept_runs.main(options, "pretext_tasks", table, train)
+
+
+def train(name: str, seeds: int) -> int:
+    """Train a run where results/ lacks it. -> exit code of its script, or 0."""
+    seeds = kept_runs.no_fewer([cell_file(name)], seeds)
+    command = f"{RUNS[name]} --seeds {seeds}"
+    if kept_runs.is_done(cell_file(name), command, seeds):
         return 0
-    if not options.runs:
-        print("error: expected one of --runs or more, found none", file=sys.stderr)
-        return 2
-    if options.seeds < 1:
-        print(f"error: expected --seeds >= 1, found {options.seeds}", file=sys.stderr)
-        return 2
-    for name in options.runs:
-        seeds = kept_runs.no_fewer([cell_file(name)], options.seeds)
-        command = f"{RUNS[name]} --seeds {seeds}"
-        if kept_runs.is_done(cell_file(name), command, seeds):
-            continue
-        if code := kept_runs.run(cell_file(name), command):
-            return code
-    return 0
+    return kept_runs.run(cell_file(name), command)
 
 
 def cell_file(name: str) -> Path:
@@ -98,10 +90,16 @@ def of_rotation(found: list[dict[str, Any]]) -> list[str]:
     lines = _head([*head, "seconds a seed", "seeds"])
     for report in found:
         pretext = report["pretext"]
-        shown = [_percent(one["external"]["accuracy"]) for one in pretext["blocks"]]
+        shown = [kept_runs.percent(one["external"]["accuracy"]) for one in pretext["blocks"]]
         shown += ["–"] * (blocks - len(shown))
         lines.append(
-            _line(report, _percent(pretext["accuracy"]), *shown, _clusters(report), _k(report))
+            _line(
+                report,
+                kept_runs.percent(pretext["accuracy"]),
+                *shown,
+                _clusters(report),
+                _k(report),
+            )
         )
     return lines
 
@@ -124,23 +122,19 @@ def _head(titles: list[str]) -> list[str]:
 
 
 def _line(report: Mapping[str, Any], *shown: str) -> str:
-    seconds = f"{sum(report['seconds'].values()) / report['n_runs']:,.0f}"
+    seconds = kept_runs.seconds_a_seed(report)
     every = (report["options"]["data"], *shown, seconds, str(report["n_runs"]))
     return f"| {' | '.join(every)} |"
 
 
 def _clusters(report: Mapping[str, Any]) -> str:
-    return _percent(report["external"]["accuracy"])
+    return kept_runs.percent(report["external"]["accuracy"])
 
 
 def _k(report: Mapping[str, Any]) -> str:
     """Accuracy of k-means on the rows as they come, of texts on their TF-IDF features."""
     rows = next(one for one in report["baselines"] if one["name"].startswith("k-means on"))
-    return _percent(rows["external"]["accuracy"])
-
-
-def _percent(score: Mapping[str, Any]) -> str:
-    return reproduce.mean(100 * np.array(score["values"]))
+    return kept_runs.percent(rows["external"]["accuracy"])
 
 
 if __name__ == "__main__":
