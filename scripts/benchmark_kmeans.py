@@ -3,7 +3,7 @@
     pip install -e ".[bench]"
     python scripts/benchmark_kmeans.py                # all workloads, in rounds; half an hour
     python scripts/benchmark_kmeans.py --quick        # small rows, one round: 5 minutes
-    python scripts/benchmark_kmeans.py --table        # rewrites the table in README.md
+    python scripts/benchmark_kmeans.py --table        # rewrites its table
 
 Every contender runs in a process of its own, with all cores and its best settings, from the same
 first centroids and for the same iterations, one after another in rounds, so that a drift of the
@@ -104,7 +104,7 @@ class Options:
     """Small rows and one round, and nothing written: a test that all of it runs."""
 
     table: bool = False
-    """Measure nothing; rewrite the table in README.md from results/."""
+    """Measure nothing; rewrite the table in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

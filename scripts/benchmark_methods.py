@@ -1,7 +1,7 @@
 """Accuracy and time of the deep methods beside ClustPy's, at the defaults of both.
 
     python scripts/benchmark_methods.py --seeds 5             # what results/ lacks; needs [bench]
-    python scripts/benchmark_methods.py --table               # rewrites the table in README.md
+    python scripts/benchmark_methods.py --table               # rewrites its table
 
 A cell is one method, data set and seed; both libraries train it from nothing on the same rows, in
 processes of their own, one after the other, with all cores. An autoencoder is trained once for a
@@ -44,7 +44,7 @@ class Options:
     """Seeds 0 to this number less one."""
 
     table: bool = False
-    """Measure nothing; rewrite the table in README.md from results/."""
+    """Measure nothing; rewrite the table in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

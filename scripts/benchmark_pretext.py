@@ -1,7 +1,7 @@
 """Speed of pretext training beside a plain PyTorch loop over the same networks, in one run.
 
     python scripts/benchmark_pretext.py --torch-python /path/to/python-with-torch
-    python scripts/benchmark_pretext.py --table               # rewrites the table in README.md
+    python scripts/benchmark_pretext.py --table               # rewrites its table
 
 rotation: three blocks of convolutions, all four turns of 256 images of Fashion-MNIST a step.
 contrastive: a perceptron with batch normalisation, 256 rows of MNIST and their partners a step.
@@ -47,7 +47,7 @@ class Options:
     """Python with PyTorch: pip install -e ".[bench]"."""
 
     table: bool = False
-    """Measure nothing; rewrite the table in README.md from results/."""
+    """Measure nothing; rewrite the table in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Training throughput of the autoencoder beside ClustPy and a plain PyTorch loop, in one run.
 
     python scripts/benchmark_training.py --data mnist --torch-python /path/to/python-with-torch
-    python scripts/benchmark_training.py --table              # rewrites the table in README.md
+    python scripts/benchmark_training.py --table              # rewrites its table
 
 Autoencoder 784-500-500-2000-10, batch 256, Adam 1e-3. Every contender runs in a process of its own,
 with all cores, one after another in rounds, so that a drift of the machine meets all of them.
@@ -48,7 +48,7 @@ class Options:
     """Python with PyTorch and ClustPy: pip install -e ".[bench]"."""
 
     table: bool = False
-    """Measure nothing; rewrite the table in README.md from results/."""
+    """Measure nothing; rewrite the table in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

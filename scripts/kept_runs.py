@@ -30,7 +30,7 @@ def main(
     of that name, or train every run. -> exit code."""
     if options.table:
         reproduce.rewrite(name, table())
-        print(f"Tables: {reproduce.README}")
+        print(f"Tables: {reproduce.PAGE}")
         return 0
     if not options.runs:
         print("error: expected one of --runs or more, found none", file=sys.stderr)

@@ -3,7 +3,7 @@ its features of them.
 
     python scripts/learning_curve.py --data usps --seeds 5          # trains what results/ lacks
     python scripts/learning_curve.py --data fsdd --front-ends rows contrastive-speech next_frame
-    python scripts/learning_curve.py --table                        # rewrites README's table
+    python scripts/learning_curve.py --table                        # rewrites its table
 
 A front end is named as a row of scripts/reproduce.py and has its options; the clusterer is the same
 for all, k-means with 10 restarts on the features as they are. Of a data set the same random rows
@@ -45,7 +45,7 @@ class Options:
     """Seeds 0 to this number less one."""
 
     table: bool = False
-    """Train nothing; rewrite the table in README.md from results/."""
+    """Train nothing; rewrite the table in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     if options.table:
         reproduce.rewrite("learning_curve", table())
-        print(f"Table: {reproduce.README}")
+        print(f"Table: {reproduce.PAGE}")
         return 0
     from deepclust_jax import config, data, train
 

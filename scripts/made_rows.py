@@ -2,7 +2,7 @@
 front ends learn with and without the rows that they made.
 
     python scripts/made_rows.py --runs usps usps-few      # trains what results/ lacks
-    python scripts/made_rows.py --table                   # rewrites the tables in README.md
+    python scripts/made_rows.py --table                   # rewrites its tables
 
 The results are the reports of these runs, one file each (kept_runs.py).
 """
@@ -53,7 +53,7 @@ class Options:
     """Seeds 0 to this number less one."""
 
     table: bool = False
-    """Train nothing; rewrite the tables in README.md from results/."""
+    """Train nothing; rewrite the tables in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

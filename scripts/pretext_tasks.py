@@ -2,7 +2,7 @@
 train_next_token.py, measured on rows held out of training.
 
     python scripts/pretext_tasks.py --runs rotation --seeds 3   # trains what results/ lacks
-    python scripts/pretext_tasks.py --table                     # rewrites the tables in README.md
+    python scripts/pretext_tasks.py --table                     # rewrites its tables
 
 The results are the reports of these runs, one file each (kept_runs.py).
 """
@@ -40,7 +40,7 @@ class Options:
     """Seeds 0 to this number less one."""
 
     table: bool = False
-    """Train nothing; rewrite the tables in README.md from results/."""
+    """Train nothing; rewrite the tables in results/README.md."""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     if made is not None:
         checksums[config.MADE] = f"{len(made)} {arrays.checksum(made)}"
     folder = prepare_folder(given, options, checksums)
-    print(facts(options, dataset, labels))
+    print(facts(options, dataset, labels), flush=True)
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint", options):
             print(f"damaged checkpoint removed: {dropped}; going on from what is sound")
@@ -398,10 +399,12 @@ def status(text: str):
 
 
 @contextlib.contextmanager
-def progress():
-    """A bar with epoch, loss and time left on a terminal, and silence elsewhere."""
+def progress(every: float = 60.0):
+    """A bar with epoch, loss and time left on a terminal; elsewhere, as in the log of a scheduler,
+    a line every so many seconds, and none of a run that is shorter."""
     from rich import progress as bars
 
+    said = time.monotonic()
     display = bars.Progress(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
@@ -413,10 +416,14 @@ def progress():
     tasks = {}
 
     def report_epoch(phase, epoch, epochs, metrics):
+        nonlocal said
         if phase not in tasks:
             tasks[phase] = display.add_task(phase, total=epochs, loss="")
         loss = f"{float(metrics['loss'].mean()):.4g}" if "loss" in metrics else ""
         display.update(tasks[phase], completed=epoch, loss=loss)
+        if display.disable and time.monotonic() - said >= every:
+            said = time.monotonic()
+            print(f"{phase}: epoch {epoch} of {epochs}{loss and f', loss {loss}'}", flush=True)
 
     with display:
         yield report_epoch

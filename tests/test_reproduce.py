@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_scripts import ROOT, damage, script
+from test_scripts import damage, script
 
 from deepclust_jax import checkpoint, config, data, metrics, run, train
 
@@ -61,6 +61,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
     monkeypatch.setattr(REPRODUCE, "README", tmp_path / "README.md")
+    monkeypatch.setattr(REPRODUCE, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(REPRODUCE, "COLUMNS", ("digits", "usps"))
     return tmp_path
 
 
@@ -114,11 +116,13 @@ def test_cells_starts_and_table(folder, capsys):
             np.testing.assert_array_equal(stored, found[seed])
         assert (found[0] != found[1]).any()
 
-    readme = folder / "README.md"
-    readme.write_text("a\n<!-- quality: written by a script -->\n<!-- end of quality -->\nb\n")
+    pages = {folder / "page.md": "quality", folder / "README.md": "overview"}
+    for page, name in pages.items():
+        page.write_text(f"a\n<!-- {name}: written by a script -->\n<!-- end of {name} -->\nb\n")
     assert REPRODUCE.main(["--table"]) == 0
-    text = readme.read_text()
-    assert text.startswith("a\n<!-- quality") and text.endswith("<!-- end of quality -->\nb\n")
+    texts = [page.read_text() for page in pages]
+    for text, name in zip(texts, pages.values(), strict=True):
+        assert text.startswith(f"a\n<!-- {name}") and text.endswith(f"<!-- end of {name} -->\nb\n")
     accuracy = [
         100 * json.loads((results / "digits" / "autoencoder" / f"seed{s}.json").read_text())
         ["external"]["accuracy"] for s in (0, 1)
@@ -128,9 +132,13 @@ def test_cells_starts_and_table(folder, capsys):
     (results / "digits" / "dcn-affine" / "seed1.json").write_text(json.dumps(cell))
     with pytest.raises(SystemExit, match="seed1.json and seed0.json are of other options"):
         REPRODUCE.main(["--table"])
-    assert readme.read_text() == text
-    row = next(line for line in text.splitlines() if line.startswith("| digits | autoencoder |"))
-    assert f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}" in row
+    assert [page.read_text() for page in pages] == texts
+    shown = f"{np.mean(accuracy):.1f} ± {np.std(accuracy, ddof=1):.1f}"
+    row = next(
+        line for line in texts[0].splitlines() if line.startswith("| digits | autoencoder |")
+    )
+    assert shown in row
+    assert f"| autoencoder | {shown} (2) | – |" in texts[1].splitlines()
 
 
 def test_methods_on_pairs_start_from_the_same_features(folder):
@@ -379,7 +387,9 @@ def test_another_profile_trains_its_own_start(folder, monkeypatch):
 def test_published_figures_belong_to_rows_of_the_table():
     rows = REPRODUCE.ROWS
     assert {row for _, row in REPRODUCE.PUBLISHED} <= set(rows)
-    assert (ROOT / "README.md").read_text().count("<!-- quality: written by a script -->") == 1
+    assert {row for line in REPRODUCE.LINES.values() for row in line} <= set(rows)
+    for page, name in ((REPRODUCE.PAGE, "quality"), (REPRODUCE.README, "overview")):
+        assert page.read_text().count(f"<!-- {name}: written by a script -->") == 1
 
 
 def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, capsys):
