@@ -43,7 +43,7 @@ def test_a_sample_finds_what_restarts_on_all_rows_find(data_dir):
     x = np.load(data_dir / "mnist.npz", allow_pickle=False)["X"].reshape(70_000, -1)
     x = jnp.asarray(x, jnp.float32) / 255
     best = 2_744_055  # of ten converged restarts of scikit-learn's and of ours on all rows
-    for seed in range(3):
+    for seed in range(2):
         found = kmeans.fit(jax.random.key(seed), x, 10)
         assert float(found.inertia) < 1.001 * best
 

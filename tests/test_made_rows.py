@@ -19,15 +19,36 @@ MADE = script("made_rows")
 TINY = "--hidden 8 8 --embed-dim 2 --epochs 1 --limit 60"
 
 
+def within(folder, patch):
+    """The script with small runs, its results and directories in a folder. -> that of results."""
+    patch.setattr(MADE.reproduce, "ROOT", folder)
+    patch.setattr(MADE, "RESULTS", folder / "results" / "made_rows")
+    patch.setattr(classifier, "_STEPS", 20)
+    patch.setitem(MADE.RUNS, "usps-few", f"train_gan.py --data ring_8 {TINY}")
+    patch.setitem(MADE.RUNS, "ring_8", f"train_gan.py --data ring_8 {TINY}")
+    patch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --epochs 1 --hidden 8",))
+    return folder / "results" / "made_rows"
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(MADE.reproduce, "ROOT", tmp_path)
-    monkeypatch.setattr(MADE, "RESULTS", tmp_path / "results" / "made_rows")
-    monkeypatch.setattr(classifier, "_STEPS", 20)
-    monkeypatch.setitem(MADE.RUNS, "usps-few", f"train_gan.py --data ring_8 {TINY}")
-    monkeypatch.setitem(MADE.RUNS, "ring_8", f"train_gan.py --data ring_8 {TINY}")
-    monkeypatch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --epochs 1 --hidden 8",))
-    return tmp_path / "results" / "made_rows"
+    return within(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        within(folder, patch)
+        assert MADE.main(["--runs", "ring_8", "usps-few", "--seeds", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path, monkeypatch):
+    """Results as `results`, with both runs of one seed."""
+    shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
+    return within(tmp_path, monkeypatch)
 
 
 def test_runs_are_trained_once_and_shown(results, capsys):
@@ -69,9 +90,8 @@ def read(results, cell):
     return json.loads((results / f"{cell}.json").read_text())
 
 
-def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(results, monkeypatch):
-    args = ["--runs", "ring_8", "--seeds", "1"]
-    assert MADE.main(args) == 0
+def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(trained, monkeypatch):
+    results, args = trained, ["--runs", "ring_8", "--seeds", "1"]
     whole = read(results, "ring_8")
     (folder,) = (results.parents[1] / "runs" / "made_rows").glob("ring_8-*")
     (results / "ring_8.json").unlink()
@@ -84,9 +104,8 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(results, monk
     assert read(results, "ring_8")["external"] == whole["external"]
 
 
-def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(results, monkeypatch):
-    args = ["--runs", "ring_8", "--seeds", "1"]
-    assert MADE.main(args) == 0
+def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(trained, monkeypatch):
+    results, args = trained, ["--runs", "ring_8", "--seeds", "1"]
     profile = config.PROFILES["practical"]
     monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
     assert MADE.main(args) == 0
@@ -95,9 +114,8 @@ def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(results, mon
     assert MADE.main(args) == 0 and read(results, "ring_8")["n_runs"] == 2, "not by fewer"
 
 
-def test_the_game_is_trained_again_where_its_rows_are_gone(results):
-    args = ["--runs", "usps-few", "--seeds", "1"]
-    assert MADE.main(args) == 0
+def test_the_game_is_trained_again_where_its_rows_are_gone(trained):
+    results, args = trained, ["--runs", "usps-few", "--seeds", "1"]
     shutil.rmtree(results.parents[1] / "runs")
     (results / "usps-few-autoencoder-made.json").unlink()
     assert MADE.main(args) == 0
@@ -106,10 +124,9 @@ def test_the_game_is_trained_again_where_its_rows_are_gone(results):
 
 
 def test_what_learnt_beside_rows_of_another_game_is_gone_though_it_was_stopped(
-    results, monkeypatch
+    trained, monkeypatch
 ):
-    args = ["--runs", "usps-few", "--seeds", "1"]
-    assert MADE.main(args) == 0
+    results, args = trained, ["--runs", "usps-few", "--seeds", "1"]
     profile = config.PROFILES["practical"]
     monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
     run = MADE.kept_runs.run
@@ -129,8 +146,7 @@ def test_fewer_seeds_are_asked_for_than_there_are(results):
     assert {read(results, file.stem)["n_runs"] for file in results.glob("*.json")} == {2}
 
 
-def test_a_report_of_an_option_that_is_no_longer_given_is_not_done(results):
-    assert MADE.main(["--runs", "ring_8", "--seeds", "1"]) == 0
+def test_a_report_of_an_option_that_is_no_longer_given_is_not_done(trained):
     command = MADE.RUNS["ring_8"]
     file = MADE.cell_file("ring_8")
     assert MADE.kept_runs.is_done(file, command, 1)

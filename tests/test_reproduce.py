@@ -417,28 +417,25 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
 
 def test_the_features_of_a_row_are_the_data_of_another(folder):
     dataset, labels = data.load("digits")
-    row = "n2d-of-rotation"
-    REPRODUCE.train_cells(dataset, labels, row, [0, 1])
-    starts = folder / "starts"
-    for seed in (0, 1):
-        cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
-        assert set(cell["seconds"]) == {"front", "pretrain", "train"}
-        parts = ("options", "start", "front")
-        made = {name: cell["recipe"][name]["method"] for name in parts}
-        assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
-        assert cell["recipe"]["checksum"] == dataset.checksum
-        front = REPRODUCE.start_of(dataset, "rotation", [0, 1])[0]
-        z = train.embed(front.algorithm, front.state, dataset.x)[0][seed]
-        kept = np.load(starts / "digits" / f"codes-rotation-seed{seed}" / "codes.npy")
-        np.testing.assert_allclose(kept, z, rtol=1e-5, atol=1e-6)
-        assert (starts / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
-        stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
-        codes = REPRODUCE.codes_of(dataset, "rotation", front, seed, seed)
-        assert codes.x.shape == (150, 4)
-        again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
-        found = train.embed(again.algorithm, again.state, codes.x)[1][0]
-        np.testing.assert_array_equal(stored, found)
-    assert REPRODUCE.is_done(dataset, row, 1) and not REPRODUCE.is_done(dataset, row, 2)
+    row, seed, starts = "n2d-of-rotation", 1, folder / "starts"
+    REPRODUCE.train_cells(dataset, labels, row, [seed])
+    cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
+    assert set(cell["seconds"]) == {"front", "pretrain", "train"}
+    made = {name: cell["recipe"][name]["method"] for name in ("options", "start", "front")}
+    assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
+    assert cell["recipe"]["checksum"] == dataset.checksum
+    front = REPRODUCE.start_of(dataset, "rotation", [seed])[0]
+    z = train.embed(front.algorithm, front.state, dataset.x)[0][0]
+    kept = np.load(starts / "digits" / f"codes-rotation-seed{seed}" / "codes.npy")
+    np.testing.assert_allclose(kept, z, rtol=1e-5, atol=1e-6)
+    assert (starts / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
+    stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
+    codes = REPRODUCE.codes_of(dataset, "rotation", front, 0, seed)
+    assert codes.x.shape == (150, 4)
+    again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
+    found = train.embed(again.algorithm, again.state, codes.x)[1][0]
+    np.testing.assert_array_equal(stored, found)
+    assert REPRODUCE.is_done(dataset, row, seed) and not REPRODUCE.is_done(dataset, row, 2)
     assert f"| digits | {row} |" in REPRODUCE.quality_table()
 
 
