@@ -242,9 +242,21 @@ def of_code(logits: Array, code: Array, mask: Array) -> Array:
     return losses.masked_mean(-jnp.sum(code * jax.nn.log_softmax(logits), axis=1), mask)
 
 
+def check(config: Any) -> None:
+    """Raise ValueError for settings that no game can have."""
+    if config.objective not in losses.ADVERSARIAL:
+        known = ", ".join(losses.ADVERSARIAL)
+        raise ValueError(f"expected objective {known}, found {config.objective!r}")
+    if not (config.penalty >= 0 and config.ratio >= 1 and 0 <= config.memory < 1):
+        raise ValueError(
+            "expected penalty >= 0, ratio >= 1 and 0 <= memory < 1, found "
+            f"{config.penalty}, {config.ratio} and {config.memory}"
+        )
+
+
 def check_coded(config: Any) -> None:
     """Raise ValueError for settings that no method with a categorical code can have."""
-    losses.check_adversarial(config.objective)
+    check(config)
     prior_of(config.prior, config.n_clusters)
     if config.labelled_by not in LABELLED_BY:
         raise ValueError(

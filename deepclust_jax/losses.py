@@ -208,12 +208,6 @@ def of_generator(made: Array, objective: str) -> Array:
     return jax.nn.softplus(-made) if objective == "logistic" else -made
 
 
-def check_adversarial(objective: str) -> None:
-    """Raise ValueError for an objective that `of_discriminator` does not know."""
-    if objective not in ADVERSARIAL:
-        raise ValueError(f"expected objective {', '.join(ADVERSARIAL)}, found {objective!r}")
-
-
 def unit_length(z: Array) -> Array:
     """Codes over their length. [n, d] -> [n, d]; a code of zeros stays, and has a gradient."""
     return z / jnp.sqrt(jnp.sum(z**2, axis=-1, keepdims=True) + 1e-12)

@@ -228,6 +228,8 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
         k = max(count_distinct(rows, k), 2)
     if k is None:
         raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
+    if n < 2:
+        raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
     if not 2 <= k <= n:
         raise config.ConfigError(
             f"expected 2 <= --n-clusters <= {n} (the rows), found {k}; "

@@ -60,6 +60,12 @@ def test_logits_however_large_have_finite_losses_and_gradients():
     np.testing.assert_allclose(slope, -1.0)
 
 
+@pytest.mark.parametrize("change", [{"penalty": -1.0}, {"ratio": 0}, {"memory": 1.0}])
+def test_settings_that_no_game_can_have(change):
+    with pytest.raises(ValueError, match="expected penalty >= 0, ratio >= 1 and 0 <= memory < 1"):
+        gan.build(dataclasses.replace(SMALL, **change), (5,))
+
+
 def test_unknown_objective():
     with pytest.raises(ValueError, match="expected objective logistic, hinge, wasserstein, found"):
         gan.build(dataclasses.replace(SMALL, objective="saturating"), (5,))

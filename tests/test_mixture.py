@@ -239,6 +239,17 @@ def test_second_call_compiles_nothing():
     assert mixture._fit._cache_size() == size
 
 
+@pytest.mark.parametrize("form", ["spherical", "diagonal"])
+def test_the_variance_of_rows_that_are_alike_is_not_below_zero(form):
+    """Trap: rounding leaves less than nothing of E x^2 - (E x)^2."""
+    away = np.linspace(0.1, 3.0, 50, dtype=np.float32)[:, None]
+    three = np.full(50, 3.0, np.float32)
+    moments = mixture._Moments(three, 3 * away, 3 * away**2, jnp.zeros(()))
+    old = mixture.Mixture(np.full(50, 0.02), np.zeros((50, 1)), np.ones((50, 1)))
+    found = mixture._maximise(moments, jax.tree.map(jnp.asarray, old), form, 0.0)
+    assert (found.covariances >= 0).all()
+
+
 def test_duplicates_and_constant_features_end():
     x = np.repeat(np.float32([[0.0, 1.0, 5.0], [4.0, 1.0, 5.0]]), 20, axis=0)
     for covariance in mixture.COVARIANCES:

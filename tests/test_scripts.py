@@ -562,6 +562,7 @@ BAD = {
     "equal rows": (save("a.npy", np.ones((10, 4))), "all 10 rows are equal"),
     "few distinct rows": (save("a.npy", ROWS[[0, 1, 0, 1, 1]]), "<= 2 (the distinct rows)"),
     "no rows": (save("a.npy", np.zeros((0, 4))), "at least one row"),
+    "one row": (save("a.npy", np.ones((1, 4))), "expected 2 rows or more, found 1"),
     "empty file": (write("a.csv", ""), "0 bytes"),
 }
 

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deepclust_jax import game, losses, networks
+from deepclust_jax import game, networks
 from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
@@ -136,9 +136,10 @@ def build(
     one row) -> row changes most real and made rows; it must have a gradient.
 
     Raises:
-        ValueError: an unknown objective or network, or more axes than features.
+        ValueError: a setting that no game can have (game.check), an unknown network, or more axes
+            than features.
     """
-    losses.check_adversarial(config.objective)
+    game.check(config)
     nets = build_nets(config, shape)._replace(change=game.sometimes(augment))
     slow = ("generator",)
     players = game.optimizers(config, ("encoder", *slow), slow, optimizer, of_generator)

@@ -153,7 +153,8 @@ def build(
     (key, one row) -> row changes most real and made rows; it must have a gradient.
 
     Raises:
-        ValueError: an unknown objective, network or way to label, or a prior that does not fit.
+        ValueError: a setting that no game can have (game.check), an unknown network or way to
+            label, or a prior that does not fit.
     """
     game.check_coded(config)
     nets = build_nets(config, shape)._replace(change=game.sometimes(augment))

@@ -298,14 +298,15 @@ def _maximise(moments, old, form, ridge) -> Mixture:
         covariances = moments.squares / shares[:, None, None]
         covariances = covariances - shift[:, :, None] * shift[:, None, :]
     else:
-        covariances = moments.squares / shares[:, None] - shift**2
+        # Of rows that are alike, rounding leaves less than nothing.
+        covariances = jnp.maximum(moments.squares / shares[:, None] - shift**2, 0.0)
     if form in ("tied", "full"):
         variances = jnp.mean(jnp.diagonal(covariances, axis1=1, axis2=2), axis=1)
         floor = ridge + 1e-6 * variances
         covariances = covariances + floor[:, None, None] * jnp.eye(old.means.shape[1])[None]
     else:
         average = jnp.mean(covariances, axis=1, keepdims=True)
-        covariances = average if form == "spherical" else jnp.maximum(covariances, 0.0)
+        covariances = average if form == "spherical" else covariances
         covariances = covariances + ridge + 1e-6 * average
     if form != "tied":
         covariances = jnp.where(
