@@ -24,8 +24,9 @@ from deepclust_jax import command, config
 # All that a run leaves in its directory, and so all that --overwrite may delete.
 OF_A_RUN = {
     config.CHECKSUM, config.FILE, "checkpoint", "tensorboard", "metrics.csv",
-    "report.json", "labels.npy", "labels_all.npy", "labels.csv", "embeddings.npy", "centroids.npy",
-    "preprocessing.json", "preprocessing.npz", "partner", config.MADE, "cluster_sizes.png",
+    "report.json", "labels.npy", "labels_all.npy", "labels_vote.npy", "labels.csv",
+    "embeddings.npy", "centroids.npy", "preprocessing.json", "preprocessing.npz", "partner",
+    config.MADE, "cluster_sizes.png",
     "confusion.png", "embedding_map.png", "samples.png", "samples.md", "training.png",
     "made.npy", "made.png", "walk.png", "film.gif", "frames",
     "made.jsonl",

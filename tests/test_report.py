@@ -89,6 +89,14 @@ def test_choose_sets_diverged_and_collapsed_runs_aside():
     assert scores.choose(RUNS[:2], np.array([np.nan, 5.0]))[0] == 1
 
 
+def test_runs_that_diverged_or_collapsed_have_no_vote():
+    a, b = [0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 0]
+    labels = np.array([np.zeros(6, int), a, b, a, b, b])
+    objectives = np.array([0.0, 1.0, 2.0, 3.0, np.nan, np.nan])
+    np.testing.assert_array_equal(scores.voted(labels, objectives, 1), a)
+    assert scores.voted(labels[:3], objectives[:3], 1) is None, "of two there is no most"
+
+
 def test_choose_names_the_shapes_it_wants():
     with pytest.raises(ValueError, match=r"labels_all \[S, n\].*\(9,\)"):
         scores.choose(RUNS[0], np.zeros(1))

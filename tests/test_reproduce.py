@@ -141,6 +141,41 @@ def test_cells_starts_and_table(folder, capsys):
     assert f"| autoencoder | {shown} (2) | – |" in texts[1].splitlines()
 
 
+def test_the_vote_of_three_runs_is_scored_once_and_shown(folder, monkeypatch):
+    dataset, labels = data.load("digits")
+    rng = np.random.default_rng(0)
+
+    def write(seed):
+        wrong = np.where(rng.random(150) < 0.3, rng.integers(0, 10, 150), labels)
+        found = rng.permutation(10)[wrong]
+        report = {"seconds": {"train": 1.0}}
+        rows = dataset.x.reshape(150, -1)
+        return REPRODUCE.write_cell(dataset, "kmeans", seed, rows, found, labels, report)
+
+    accuracy = [write(seed)["accuracy"] for seed in (0, 1)]
+    REPRODUCE.write_vote("digits", "kmeans", labels)
+    file = folder / "results" / "digits" / "kmeans" / "vote.json"
+    assert not file.exists(), "of two there is no most"
+    accuracy.append(write(2)["accuracy"])
+    assert REPRODUCE.main(["--data", "digits", "--rows", "kmeans", "--seeds", "3"]) == 0
+    voted = json.loads(file.read_text())["external"]["accuracy"]
+    assert voted > max(accuracy) + 0.05
+    row = row_of_table("kmeans")
+    assert f"| {100 * voted:.1f} | {100 * max(accuracy):.1f} | – | 3 |" in row
+    assert f"the vote of the runs {100 * (voted - np.mean(accuracy)):+.1f}" in (
+        REPRODUCE.quality_table()
+    )
+    monkeypatch.setitem(REPRODUCE.LINES, "info_max", ("kmeans",))
+    assert f"| vote of its runs | {100 * voted:.1f} | – |" in REPRODUCE.overview()
+    before = file.read_bytes()
+    REPRODUCE.write_vote("digits", "kmeans", labels)
+    assert file.read_bytes() == before
+    write(2)  # another run: the vote is not of it
+    assert REPRODUCE.overview().count("| vote of its runs | – | – |") == 1
+    REPRODUCE.write_vote("digits", "kmeans", labels)
+    assert file.read_bytes() != before
+
+
 def test_methods_on_pairs_start_from_the_same_features(folder):
     dataset, labels = data.load("digits")
     REPRODUCE.train_cells(dataset, labels, "info_max-affine", [0])

@@ -23,7 +23,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from deepclust_jax import checkpoint, command, config, data, metrics, run, train
-from deepclust_jax.clustering import kmeans, streaming
+from deepclust_jax.clustering import consensus, kmeans, streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, run_directory, tables
 
@@ -119,6 +119,16 @@ def test_arrays_of_the_run_kept(base):
     assert (labels_all[0] != labels_all[1]).any()  # seeds are runs of their own
     for k in np.unique(labels):
         np.testing.assert_allclose(centroids[k], z[labels == k].mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_vote_of_the_runs_is_kept_and_scored(base, digits):
+    report, labels_all = report_of(base.folder), np.load(base.folder / "labels_all.npy")
+    voted = np.load(base.folder / "labels_vote.npy")
+    np.testing.assert_array_equal(voted, consensus.vote(labels_all, report["chosen"]["run"]))
+    accuracy = report["vote"]["external"]["accuracy"]["mean"]
+    assert accuracy == pytest.approx(metrics.accuracy(digits[1], voted))
+    row = next(line for line in base.out.splitlines() if line.startswith("dcn, vote of the runs"))
+    assert row.split()[5] == f"{100 * accuracy:.1f}"
 
 
 def test_scores_of_every_seed_agree_with_the_arrays(base, digits):

@@ -112,6 +112,11 @@ def write(
                 for name, clusters in simpler.items()
             }
     chosen = report["chosen"]["run"]
+    voted = scores.voted(labels_all, objectives, chosen)
+    if voted is not None:
+        np.save(folder / "labels_vote.npy", voted)
+        if labels is not None:
+            report["vote"] = {"external": scores.external(voted[None], labels)}
     z, found = z_all[chosen], labels_all[chosen]
     centroids = cluster_means(z, found, k)
     np.save(folder / "embeddings.npy", z)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepclust_jax import metrics
+from deepclust_jax.clustering import consensus
 
 ORACLE_SCORE = "accuracy"  # what "best by labels" means
 
@@ -75,7 +76,7 @@ def choose(
     cluster are set aside first, as collapsed runs agree with each other perfectly.
     """
     labels_all, objectives = _check(labels_all, objectives)
-    sound = np.isfinite(objectives) & np.array([len(np.unique(x)) > 1 for x in labels_all])
+    sound = _sound(labels_all, objectives)
     runs = np.flatnonzero(sound) if sound.any() else np.arange(len(labels_all))
     aside = len(labels_all) - len(runs)
     note = f" ({aside} diverged or collapsed set aside)" if aside else ""
@@ -98,6 +99,17 @@ def choose(
         f"Run {best} agrees best with the others (mean ARI {agreement.max():.3f}) "
         f"among {len(runs)} runs{note}{ties}."
     )
+
+
+def voted(labels_all: np.ndarray, objectives: np.ndarray, chosen: int) -> np.ndarray | None:
+    """What most of the runs say of each row, by the numbers of the one chosen; those that diverged
+    or collapsed have no vote. [S, n], [S] -> int [n], or None where fewer than three have one.
+    """
+    labels_all, objectives = _check(labels_all, objectives)
+    runs = np.flatnonzero(_sound(labels_all, objectives))
+    if len(runs) < 3:
+        return None
+    return consensus.vote(labels_all[runs], int(np.flatnonzero(runs == chosen)[0]))
 
 
 def counted(labels_all: np.ndarray) -> dict[str, Any]:
@@ -123,6 +135,11 @@ def write_report(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _sound(labels_all: np.ndarray, objectives: np.ndarray) -> np.ndarray:
+    """Which runs neither diverged nor hold a single cluster. -> [S] bool."""
+    return np.isfinite(objectives) & np.array([len(np.unique(x)) > 1 for x in labels_all])
 
 
 def _check(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,12 +53,14 @@ def score_table(report: Mapping[str, Any]) -> str:
 
 
 def _comparison(report: Mapping[str, Any]) -> list[str]:
-    """The method beside the baselines on the same rows and seeds; nothing without baselines."""
+    """The method, and the vote of its runs, beside the baselines on the same rows and seeds;
+    nothing without baselines."""
     if not report.get("baselines"):
         return []
     rows = [["same rows and seeds", *(f"{name} [%]" for name in FIRST)]]
     own = {"name": report["options"]["method"], "external": report["external"]}
-    for way in [*report["baselines"], own]:
+    vote = {"name": f"{own['name']}, vote of the runs", **report.get("vote", {})}
+    for way in [*report["baselines"], own, *([vote] if "vote" in report else [])]:
         scores = (_row("", way["external"][score], [], _percent)[1] for score in FIRST)
         rows.append([way["name"], *scores])
     return [*_align(rows), ""]
