@@ -39,7 +39,8 @@ def fit(key: Key, classifier: Network, z: Array, posterior: Array, steps: int) -
         raise ValueError(f"expected steps >= 1, found {steps}")
     init_key, step_key = jax.random.split(key)
     centre, scale = jnp.mean(z, axis=0), jnp.std(z, axis=0)
-    scale = jnp.where(scale > 0, scale, 1.0)
+    # A number that is the same in all codes has a deviation of the rounding of its mean.
+    scale = jnp.where(scale > 1e-5 * jnp.maximum(jnp.abs(centre), jnp.max(scale)), scale, 1.0)
     rows = _standardised(Labeller(None, centre, scale), z)
     tx = optax.adam(optax.cosine_decay_schedule(2e-3, steps))
 

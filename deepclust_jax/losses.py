@@ -136,7 +136,8 @@ def soft_kmeans(
 ) -> Array:
     """Squared distance weighted by a softmin over clusters (DKM, eq. 3). [b, d], [k, d] -> [b].
 
-    `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, infinity is k-means.
+    `alpha` >= 0 is the inverse temperature: 0 weighs all clusters alike, and towards
+    infinity it is k-means.
     Where `z` are codes of augmented rows, `clean` [b, d] are those of the rows as they were, and
     the weights are theirs: fixed targets, without a gradient. `price` [k] is added to the distances
     that the weights come from; see `prices`.

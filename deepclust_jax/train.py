@@ -197,20 +197,22 @@ def _mapped(function: Callable, *static, shared: int) -> Callable:
     return _jitted(function, static, shared, jax.default_backend())
 
 
-def _compiled(function: Callable, static: tuple, args: tuple, *, shared: int = 0) -> Callable:
-    """The same, compiled ahead for these arguments and donating the second, the state."""
+def _compiled(
+    function: Callable, static: tuple, args: tuple, *, shared: int = 0, donate: tuple = (1,)
+) -> Callable:
+    """The same, compiled ahead for these arguments and donating some: the second, the state."""
     leaves, tree = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves)
     settings = jax.default_backend(), jax.config.jax_default_matmul_precision
-    return _compile(function, static, shared, settings, tree, shapes)
+    return _compile(function, static, shared, settings, tree, shapes, donate)
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(function, static, shared, settings, tree, shapes) -> Callable:
+def _compile(function, static, shared, settings, tree, shapes, donate) -> Callable:
     args = tree.unflatten(
         jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in shapes
     )
-    return _jitted(function, static, shared, settings[0], donate=1).lower(*args).compile()
+    return _jitted(function, static, shared, settings[0], donate=donate).lower(*args).compile()
 
 
 def _placement(leaf: Any):
@@ -291,8 +293,10 @@ def _resident(keys, algorithm, x, neighbors, state, batch_size, refreshes):
 
 def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
     """The same steps, fed by a host thread that gathers batches ahead of the device."""
-    start = time.perf_counter()
-    order_all = _mapped(_order_one, x.shape[0], batch_size, shared=1)
+    sample = _to_device(stream.sample(x)) if refreshes else None
+    start, first = time.perf_counter(), jnp.int32(0)
+    static = x.shape[0], batch_size
+    order_all = _compiled(_order_one, static, (keys, neighbors, first), shared=1, donate=())
     rows = jax.ShapeDtypeStruct((len(keys), batch_size, *x.shape[1:]), jnp.float32)
     batch = Batch(
         rows,
@@ -301,7 +305,10 @@ def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
         partner=None if neighbors is None else rows,
     )
     run_step = _compiled(_step_one, (algorithm,), (keys, state, batch))
-    sample = stream.sample(x) if refreshes else None
+    run_refresh = None
+    if refreshes:
+        args = keys, state, sample, first
+        run_refresh = _compiled(_refresh_one, (algorithm,), args, shared=2)
     seconds = time.perf_counter() - start
 
     def run_epoch(state, epoch):
@@ -319,8 +326,11 @@ def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
         }
         return state, means
 
-    run_refresh = functools.partial(refresh, keys, algorithm)
-    return run_epoch, lambda state, epoch: run_refresh(state, sample, epoch), seconds
+    return (
+        run_epoch,
+        lambda state, epoch: run_refresh(keys, state, sample, jnp.int32(epoch)),
+        seconds,
+    )
 
 
 def _to_device(x: Any) -> Array:

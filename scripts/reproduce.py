@@ -176,9 +176,8 @@ def main(args: list[str] | None = None) -> int:
     """Run the script."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     if options.table:
-        long, short = quality_table(), overview()  # both first: neither is written where one fails
-        rewrite("quality", long)
-        rewrite("overview", short, README)
+        rewrite("quality", quality_table())
+        rewrite("overview", overview(), README)
         print(f"Tables: {PAGE} and {README}")
         return 0
     from deepclust_jax import data, train

@@ -488,6 +488,11 @@ def test_a_diverged_seed_of_a_front_end_does_not_stop_the_others(folder, monkeyp
         REPRODUCE.train_cells(dataset, labels, "n2d-of-rotation", [0, 1])
     there = [REPRODUCE.is_done(dataset, "n2d-of-rotation", seed) for seed in (0, 1)]
     assert there == [False, True]
+    front = REPRODUCE.start_of(dataset, "rotation", [0, 1])[0]
+    z = train.embed(front.algorithm, front.state, dataset.x)[0]
+    kept = np.load(folder / "starts" / "digits" / "codes-rotation-seed1" / "codes.npy")
+    np.testing.assert_allclose(kept, z[1], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(kept, z[0])
 
 
 def test_a_start_of_other_networks_is_trained_again(folder):

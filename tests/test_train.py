@@ -253,6 +253,35 @@ def test_memory_maps_are_streamed(tmp_path):
         np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-6)
 
 
+def test_seconds_of_streamed_training_are_without_compilation(monkeypatch):
+    """Trap: what is compiled when it is first called is timed with what it does."""
+    compiled, inside, own = [], [], train._streamed
+    listen = lambda event, seconds, **more: compiled.append(  # noqa: E731
+        seconds if "backend_compile" in event else 0.0
+    )
+
+    def watched(*args):
+        *calls, seconds = own(*args)
+
+        def counted(call):
+            def run(*args):
+                before = sum(compiled)
+                found = jax.block_until_ready(call(*args))
+                inside.append(sum(compiled) - before)
+                return found
+
+            return run
+
+        return *map(counted, calls), seconds
+
+    monkeypatch.setattr(train, "_streamed", watched)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    algorithm = autoencoder.build(CONFIG, (7,))
+    train.fit(KEY, algorithm, rows(60, 7), epochs=2, resident=False)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(inside) == 4 and sum(inside) < 0.2 * sum(compiled)
+
+
 def test_batches_are_gathered_in_order():
     x, index = rows(), np.arange(20).reshape(5, 4)
     mask = np.ones((5, 4), np.float32)

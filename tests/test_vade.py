@@ -173,6 +173,16 @@ def test_variances_and_shares_never_leave_their_range():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grad))
 
 
+def test_a_narrow_cluster_keeps_a_gradient():
+    """Trap: a fitted variance beyond the bounds, where a clip has none."""
+    x, own = rows()
+    x = np.where(own[:, None] == 0, x[own == 0][:1], x)  # one cluster is a point
+    config = vade.Config(**SMALL)
+    _, state, _, _ = started(config, x)
+    lowest = jnp.min(state.params["prior"]["log_variances"] - state.level[None, :])
+    np.testing.assert_allclose(lowest, -vade._LARGEST, atol=1e-5)  # and not below
+
+
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_training_improves_the_bound(likelihood):
     x, _ = rows(200)

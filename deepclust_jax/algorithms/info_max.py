@@ -6,7 +6,8 @@ IMSAT, IIC and SCAN.
     invariance    minimise  mean_i KL(p_i || p'_i)
                             -  weight * (H(mean_i p_i) - mean_i H(p_i))               (IMSAT, eq. 7)
 
-    p_i = softmax h(f(view of row i)),  p'_i = softmax h(f(view of a neighbour of row i))
+    p_i = softmax h(f(view of row i)),  p'_i = softmax h(f(view of a neighbour of row i));
+    in H(mean_i p_i) the mean is over both views
 
 IMSAT: Hu et al. 2017, "Learning Discrete Representations via Information Maximizing Self-Augmented
 Training"; IIC: Ji et al. 2019, "Invariant Information Clustering"; SCAN: Van Gansbeke et al. 2020,

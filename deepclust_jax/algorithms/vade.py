@@ -199,12 +199,12 @@ def build(
         def fitted():
             z = embed(state, x)
             found = mixture.fit(key, z, k, covariance="diagonal", n_init=config.n_init).mixture
-            own = {
+            level = jnp.log((found.weights[None, :] @ found.covariances)[0])
+            own = {  # where a variance is beyond its bounds it has no gradient to come back
                 "logits": jnp.log(jnp.maximum(found.weights, 1e-6)),
                 "means": found.means,
-                "log_variances": jnp.log(found.covariances),
+                "log_variances": _near(jnp.log(found.covariances), level),
             }
-            level = jnp.log((found.weights[None, :] @ found.covariances)[0])
             encoder = networks.with_constant_outputs(
                 state.params["encoder"], level + np.log(_FIRST_NOISE)
             )
