@@ -225,7 +225,10 @@ def cluster_rows(options: Options, z, k):
 
     key, name = jax.random.key(options.seed), options.clusterer
     if name not in ("dbscan", "hdbscan") and k is None:
-        raise config.ConfigError(f"--n-clusters is needed for {options.source}; give it")
+        raise config.ConfigError(
+            f"--n-clusters is needed for {options.source}; give it, or let --clusterer graph "
+            "--merge find it"
+        )
     if name == "kmeans":
         found = fit_kmeans(key, z, k, options.devices)
         return np.asarray(found.labels), np.asarray(found.centroids)

@@ -224,6 +224,11 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
+        for row in rows:
+            used = paired if row.startswith("cross_modal") else dataset
+            if all(is_done(used, row, seed) for seed in every):
+                folder = cell_file(name, row, 0).parent
+                print(f"{name} {row}: all seeds are in {folder}; to train them again, remove it")
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
             for row in rows:
@@ -619,34 +624,7 @@ def quality_table() -> str:
             f"accuracy: the run chosen without labels on average {by_choice:+.1f} points, the vote "
             f"of the runs {by_vote:+.1f}, the best by labels {by_labels:+.1f}.",
         ]
-    lines += [
-        "",
-        "vote of the runs: each row has the cluster that most seeds give it "
-        "(clustering/consensus.py), one figure for all. "
-        "kmeans: on the rows, as data.load gives them. "
-        "paper: the published schedule and k-means, 300 epochs of the autoencoder. "
-        "euclidean: the autoencoders of the practical profile with the published k-means, in whose "
-        "metric the code is taken as it is. affine: images are turned and shifted at random in the "
-        "joint phase; by contrastive and info_max also scaled and sheared, in both phases. "
-        "cross_modal has the second modality too, and is told which image is of which clip, or "
-        "which name is of which emoji; each: images are turned, shifted, scaled and sheared, words "
-        "as by speech. "
-        "photo: parts of photographs, flipped and in other colours, before convolutions; each is "
-        "its own pair in the first phase. speech: views of a word as other voices may say it. "
-        "noise: twice as large as the distance to a neighbour, on rows of any kind. "
-        "info_max has no published figure for this network: beside it stands the highest of any "
-        "perceptron. merge: the number of clusters was found, beginning with 35 whatever the data; "
-        "an accuracy has one cluster for each class. "
-        "next_token reads the words of a text in their order, other rows have its TF-IDF features. "
-        "of: the data are the features of that row. °: some or all are of the code before this "
-        "one, which kept the best of several layouts where they vote now, to be trained again. "
-        "Products are rounded to bfloat16 but in rows on pairs (contrastive, info_max), "
-        "rotation, mmdc, deep_cluster, next_token, next_frame, cross_modal, gan and its kin, and "
-        "those marked float32. "
-        "Seconds are those of all phases, without compilation, and a tenth where ten seeds trained "
-        "together; a cpu has 2 cores, and often did other work beside. "
-        f"jax {', '.join(made)}.",
-    ]
+    lines += ["", f"jax {', '.join(made)}."]
     return "\n".join(lines)
 
 

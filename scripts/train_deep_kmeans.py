@@ -228,7 +228,10 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
     if options.method.merge:
         k = max(count_distinct(rows, k), 2)
     if k is None:
-        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it")
+        raise config.ConfigError(
+            f"--n-clusters is needed for {options.data.data}; give it, or let --method n2d --merge "
+            "find it"
+        )
     if n < 2:
         raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
     if not 2 <= k <= n:

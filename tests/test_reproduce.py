@@ -84,7 +84,12 @@ def test_cells_starts_and_table(folder, capsys):
 
     # Nothing is trained twice; a cell that is lost comes back from the kept autoencoder.
     capsys.readouterr()
-    assert REPRODUCE.main(ARGS) == 0 and capsys.readouterr().out == ""
+    assert REPRODUCE.main(ARGS) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(MADE)
+    for row, line in zip(MADE, printed, strict=True):
+        there = results / "digits" / row
+        assert line == f"digits {row}: all seeds are in {there}; to train them again, remove it"
     assert cells(results) == made
     lost = results / "digits" / "autoencoder" / "seed1.json"
     labels = np.load(lost.with_suffix(".npz"))["labels"]
