@@ -13,8 +13,10 @@ The first sum is over neighbours, with the weights w of the fuzzy graph; the sec
 drawn at random, with e_i `negatives` times the weights of row i, as in the authors' code. The curve
 s has no flat top (`min_dist` 0): clusters become dense. Deviations: all rows move at once, by Adam
 with a falling rate, and not one edge after another by SGD, so that an epoch is a few large
-operations on the device and the result a function of the key; and points start on the principal
-axes of the rows and not on those of the graph, so that clusters around one centre may stay there.
+operations on the device and the result a function of the key; a pair of neighbours pulls each of
+them once, as the sum says, and not from either end, which in the authors' loop is twice as much
+against the same push; and points start on the principal axes of the rows and not on those of the
+graph, so that clusters around one centre may stay there.
 """
 
 from functools import partial
