@@ -145,6 +145,7 @@ print(f"highest mean accuracy: {max(accuracy, key=accuracy.get)}")
 # | `report.json` | scores of every seed, mean and deviation, options, versions, device |
 # | `labels.npy`, `embeddings.npy`, `centroids.npy` | of the run chosen without labels |
 # | `labels_all.npy` | clusters of every run [seeds, n] |
+# | `labels_vote.npy` | what most of three runs or more say of each row [n] |
 # | `metrics.csv`, `tensorboard/` | metrics of every epoch; the embedding projector |
 # | `*.png` | map, cluster sizes, training curves, samples, confusion if there are labels |
 # | `config.json` | repeats the run: `--config runs/digits-dcn/config.json` |
