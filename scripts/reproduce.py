@@ -632,29 +632,27 @@ def overview() -> str:
     """The short table in Markdown: accuracy by method and data set."""
     every = {(data, row): files for data, row, files in cells()}
 
-    def shown(data: str, rows: Sequence[str]) -> str:
+    def shown(data: str, rows: Sequence[str]) -> tuple[str, str]:
+        """Of the first row that is there: mean ± std, and the vote of its runs."""
         row = next((row for row in rows if (data, row) in every), None)
         if row is None:
-            return "–"
-        reports = [json.loads(file.read_text()) for file in every[data, row]]
+            return "–", "–"
+        files = every[data, row]
+        reports = [json.loads(file.read_text()) for file in files]
         values = 100 * np.array([report["external"]["accuracy"] for report in reports])
         versions = [report["recipe"].get("version", 1) for report in reports]
-        return f"{mean(values)} ({len(reports)}{' °' * (min(versions) < version_of(row))})"
-
-    def shown_vote(data: str, rows: Sequence[str]) -> str:
-        row = next((row for row in rows if (data, row) in every), None)
-        files = [] if row is None else every[data, row]
-        reports = [json.loads(file.read_text()) for file in files]
-        vote = vote_of(data, row, population(files, reports)[0]) if files else None
-        return "–" if vote is None else f"{100 * vote['accuracy']:.1f}"
+        old = " °" * (min(versions) < version_of(row))
+        vote = vote_of(data, row, population(files, reports)[0])
+        voted = "–" if vote is None else f"{100 * vote['accuracy']:.1f}"
+        return f"{mean(values)} ({len(reports)}{old})", voted
 
     head = " | ".join(name.replace("_", " ") for name in COLUMNS)
     lines = [f"| ACC in % | {head} |", "|---|" + "---|" * len(COLUMNS)]
     for method, rows in LINES.items():
-        lines.append(f"| {method} | {' | '.join(shown(data, rows) for data in COLUMNS)} |")
+        means, votes = zip(*(shown(data, rows) for data in COLUMNS), strict=True)
+        lines.append(f"| {method} | {' | '.join(means)} |")
         if method == "info_max":
-            votes = " | ".join(shown_vote(data, rows) for data in COLUMNS)
-            lines.append(f"| vote of its runs | {votes} |")
+            lines.append(f"| vote of its runs | {' | '.join(votes)} |")
     lines += [
         f"| published, from scratch | {' | '.join(HIGHEST.get(n, '–') for n in COLUMNS)} |",
         "",
