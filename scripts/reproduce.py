@@ -76,7 +76,7 @@ _OF = "-of-"  # a method whose data are the features of another row
 
 # Raised where the code of a method finds something else than before by the same options: its cells
 # are then trained again, and marked in the table until they are.
-VERSIONS = {"n2d": 2, "contrastive": 2}  # 2: layouts vote, where the best one was kept
+VERSIONS: dict[str, int] = {}  # by method; 1 where there is none
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
 # 1024-512-256-k and starts from a trained autoencoder as here. Never a figure that was only
@@ -297,8 +297,7 @@ def start_row(row: str) -> str:
 
 def version_of(row: str) -> int:
     """The version of the code that clusters a row."""
-    method, *changes = row.split("-")
-    return 1 if "merge" in changes else VERSIONS.get(method, 1)  # what merges does not vote
+    return VERSIONS.get(row.split("-")[0], 1)
 
 
 def recipe(dataset: Any, row: str) -> dict[str, Any]:

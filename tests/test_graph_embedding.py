@@ -105,64 +105,6 @@ def test_rings_are_told_apart():
     np.testing.assert_array_equal(jnp.argmax(found.posterior, axis=1), found.labels)
 
 
-def test_clusters_get_the_numbers_of_those_they_share_most_rows_with():
-    labels = np.random.default_rng(0).integers(0, 4, 200)
-    orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3], [3, 2, 1, 0]])
-    # The cluster orders[h, c] of clustering h is cluster c of the second one.
-    posterior = jnp.asarray(np.stack([np.eye(4)[o[labels]] for o in orders]), jnp.float32)
-    np.testing.assert_array_equal(graph_embedding.same_numbers(posterior, jnp.int32(1)), orders)
-    # By the numbers of the first one, all are the same clustering again.
-    found = graph_embedding.same_numbers(posterior, jnp.int32(0))
-    np.testing.assert_array_equal(found[0], np.arange(4))
-    np.testing.assert_array_equal(graph_embedding.voted(posterior, found), posterior[0])
-
-
-def test_the_majority_of_layouts_wins():
-    one = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    astray = np.array([1, 1, 0, 0, 0, 0, 2, 2, 2])  # joins what others cut
-    posterior = np.stack([np.eye(3)[astray], np.eye(3)[one], np.eye(3)[(one + 1) % 3]])
-    posterior = jnp.asarray(posterior, jnp.float32)
-    for first in range(3):
-        order = graph_embedding.same_numbers(posterior, jnp.int32(first))
-        found = np.asarray(jnp.argmax(graph_embedding.voted(posterior, order), axis=1))
-        assert metrics.ari(one, found) == 1.0, first
-
-
-def test_cluster_is_the_vote_and_not_the_best_layout(monkeypatch):
-    """Trap: the layout that says most of the neighbours joins two clusters."""
-    one = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    astray = np.array([1, 1, 0, 0, 0, 0, 2, 2, 2])
-    labels = np.stack([one, astray, (one + 1) % 3])
-    found = graph_embedding.Clustered(
-        jnp.asarray(labels), jax.nn.one_hot(labels, 3), jnp.arange(3.0)[:, None, None],
-        jnp.array([0.1, 0.9, 0.2]), jnp.array([0.5, 0.1, 0.6]),
-    )  # fmt: skip
-    monkeypatch.setattr(graph_embedding, "candidates", lambda *args, **kwargs: found)
-    voted = graph_embedding.cluster(KEY, np.ones((9, 2)), 3)
-    assert metrics.ari(one, np.asarray(voted.labels)) == 1.0 and voted.points[0, 0] == 1.0
-    np.testing.assert_allclose(voted.posterior.sum(axis=1), 1.0, rtol=1e-6)
-    kept = graph_embedding.cluster(KEY, np.ones((9, 2)), 3, merge=True)
-    np.testing.assert_array_equal(kept.labels, labels[2])  # that agrees best
-
-
-def test_a_layout_is_numbered_by_all_before_it():
-    first = np.repeat([0, 1], [7, 3])  # knows two of three clusters
-    second = np.repeat([0, 2, 1], [4, 3, 3])
-    third = np.repeat([0, 1, 2], [3, 4, 3])  # shares most rows of the first's 0 in its 1
-    posterior = jnp.stack([jax.nn.one_hot(labels, 3) for labels in (first, second, third)])
-    order = np.asarray(graph_embedding.same_numbers(posterior, jnp.int32(0)))
-    np.testing.assert_array_equal(order[2], [0, 2, 1])
-
-
-def test_one_layout_is_itself_and_codes_that_are_no_numbers_come_to_an_end():
-    posterior = jax.nn.softmax(jax.random.normal(KEY, (1, 20, 3)), axis=-1)
-    order = graph_embedding.same_numbers(posterior, jnp.int32(0))
-    np.testing.assert_array_equal(graph_embedding.voted(posterior, order), posterior[0])
-    broken = jnp.full((3, 20, 3), jnp.nan)
-    order = np.asarray(jax.jit(graph_embedding.same_numbers)(broken, jnp.int32(2)))
-    np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(3), (3, 1)))
-
-
 def test_digits_beat_kmeans_by_far():
     x, labels = load_digits(return_X_y=True)
     found = graph_embedding.cluster(KEY, x, 10, n_layouts=2)

@@ -341,12 +341,6 @@ def row_of_table(row):
     return next(line for line in lines if line.startswith(f"| digits | {row} |"))
 
 
-def test_merged_clusters_do_not_vote_and_keep_their_version():
-    assert REPRODUCE.version_of("n2d-float32") == REPRODUCE.version_of("contrastive-affine") == 2
-    for row in ("n2d-merge", "contrastive-noise-merge", "info_max-affine", "kmeans"):
-        assert REPRODUCE.version_of(row) == 1, row
-
-
 def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, monkeypatch):
     dataset, _ = data.load("digits")
     whole, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])

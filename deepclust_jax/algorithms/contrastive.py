@@ -12,12 +12,12 @@ NNCLR (Dwibedi et al. 2021), though the neighbours are those of the rows as they
 changes both. A batch without partners pairs each row with itself.
 
 `refresh` is the clustering: neighbours of the features, layouts of their graph, a mixture on the
-points of each (graph_embedding.py), and a linear classifier for each of these clusterings, which
-vote on the cluster of a row by its features; `best` is the one that says most of the neighbours.
-Where the number of clusters is not known, `merge` starts with too many and joins those with no
-valley between, in place of the mixture; `best`, which then labels alone, is the one that agrees
-best with the others. Call it once, after training. It also fixes the statistics of the batch
-normalisation, which in training are those of the batch: `embed` gives every row a code of its own.
+points of each (graph_embedding.py), and a linear classifier for each of these clusterings that
+labels rows by their features; `best` is the one that says most of the neighbours. Where the number
+of clusters is not known, `merge` starts with too many and joins those with no valley between, in
+place of the mixture; `best` is then the one that agrees best with the others. Call it once, after
+training. It also fixes the statistics of the batch normalisation, which in training are those
+of the batch: `embed` gives every row a code of its own.
 
 Deviations from both papers: a perceptron by default, without their projection head, and where there
 is one ("resnet") not what is before it is clustered but the features of the loss. Statistics are of
@@ -56,7 +56,7 @@ class Config:
     temperature: float = 0.5  # t
     layout_dim: int = 10
     n_neighbors: int = 20  # of each row's features, in the graph
-    n_layouts: int = 5  # and so many clusterings, which vote; with `merge` the best labels
+    n_layouts: int = 5  # and so many clusterings, of which the best labels
     layout_epochs: int = 300
     classifier_steps: int = 2000  # of 512 rows each
 
@@ -68,8 +68,7 @@ class State:
     opt_state: optax.OptState
     statistics: Params  # of the batch normalisation, as of the last `refresh`
     labeller: distil.Labeller  # of all clusterings
-    best: Array  # [] int32, the clustering that says most
-    order: Array  # [n_layouts, k] int32, clusters of each clustering by their number in the vote
+    best: Array  # [] int32, the clustering that labels
 
 
 class Nets(NamedTuple):
@@ -141,9 +140,7 @@ def build(
         params = {"encoder": encoder}
         statistics = nets.encoder.measure(encoder, batch.x)
         labeller = distil.unfitted(labeller_key, nets.classifier, config.embed_dim)
-        order = jnp.tile(jnp.arange(config.n_clusters, dtype=jnp.int32), (config.n_layouts, 1))
-        none = jnp.int32(0)
-        return State(none, params, tx.init(params), statistics, labeller, none, order)
+        return State(jnp.int32(0), params, tx.init(params), statistics, labeller, jnp.int32(0))
 
     def step(key: Key, state: State, batch: Batch) -> tuple[State, Metrics]:
         augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -169,21 +166,14 @@ def build(
         posterior, steps = jnp.moveaxis(found.posterior, 0, 1), config.classifier_steps
         labeller = distil.fit(labeller_key, nets.classifier, z, posterior, steps)
         best = graph_embedding.best(found, config.merge).astype(jnp.int32)
-        state = state.replace(labeller=labeller, best=best)
-        if config.merge:  # of other numbers of clusters, which cannot vote
-            return state
-        return state.replace(order=graph_embedding.same_numbers(found.posterior, best))
+        return state.replace(labeller=labeller, best=best)
 
     def embed(state: State, x: Array) -> Array:
         return features(nets.encoder, state.params["encoder"], state.statistics, x)
 
     def assign(state: State, z: Array) -> Array:
         logits = distil.logits(state.labeller, nets.classifier, z)
-        logits = logits.reshape(len(z), config.n_layouts, config.n_clusters)
-        own = logits[:, state.best]
-        if not config.merge:
-            posterior = jnp.moveaxis(jax.nn.softmax(logits, axis=-1), 1, 0)
-            own = graph_embedding.voted(posterior, state.order)
+        own = logits.reshape(len(z), config.n_layouts, config.n_clusters)[:, state.best]
         return jnp.argmax(own, axis=-1).astype(jnp.int32)
 
     return Algorithm(init, step, refresh, embed, assign)

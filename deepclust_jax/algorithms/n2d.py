@@ -6,10 +6,11 @@ The network learns what the autoencoder learns and nothing else; `refresh` is th
 neighbours of the codes, graph_embedding.py on them, a Gaussian mixture with full covariances on the
 points. Call it once, after training.
 
-Layouts differ from key to key, and some join two clusters: `refresh` makes several, which vote. A
-layout says nothing of new rows. So a small classifier learns their posterior from the codes, and
-labels old and new rows alike: `assign` is a function of the code. Where the number of clusters is
-not known, `merge` starts with too many and joins those with no valley between.
+Layouts differ from key to key, and some join two clusters: `refresh` makes several and keeps the
+one whose clusters say most of those of the neighbours. A layout says nothing of new rows. So a
+small classifier learns the mixture's posterior from the codes, and labels old and new rows alike:
+`assign` is a function of the code. Where the number of clusters is not known, `merge` starts with
+too many and joins those with no valley between.
 
 Deviations: the paper trains its autoencoder for 1,000 epochs with Adam, here it is the common one
 (`warm_start`); neighbours are exact and the layout is by graph_embedding.py, in place of the
@@ -42,7 +43,7 @@ class Config:
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 0.2  # of SGD, as in algorithms/autoencoder.py
     n_neighbors: int = 20  # of each code
-    n_layouts: int = 5  # which vote; with `merge` the best is kept
+    n_layouts: int = 5  # of which the best is kept
     layout_epochs: int = 300
     classifier: tuple[int, ...] = (256, 256)  # its hidden widths
     classifier_steps: int = 3000  # of 512 codes each

@@ -39,13 +39,13 @@ _SIZE = 3.0  # deviation of the points at the start: the scale on which s falls 
 
 
 class Clustered(NamedTuple):
-    """What `cluster` found, of all layouts; and one of them, the best, or of `candidates` each."""
+    """What `cluster` found."""
 
-    labels: Array  # [n] int32; some clusters may have no rows
-    posterior: Array  # [n, k], probability of each cluster given the points of the row
-    points: Array  # [n, dim], of the layout
-    information: Array  # [], nats, of its clusters along the edges of the graph; <= log k
-    agreement: Array  # [], mean adjusted Rand index of its clusters with those of other layouts
+    labels: Array  # [n] int32
+    posterior: Array  # [n, k], probability of each cluster given the point of the row
+    points: Array  # [n, dim]
+    information: Array  # [], nats, of the clusters along the edges of the graph; <= log k
+    agreement: Array  # [], mean adjusted Rand index with the clusters of the other layouts
 
 
 def cluster(
@@ -61,18 +61,14 @@ def cluster(
 ) -> Clustered:
     """A Gaussian mixture with full covariances on points for the rows. [n, d] -> Clustered.
 
-    Points differ from key to key, and some layouts join two clusters and cut another. So several
-    vote: their clusters get the numbers of those that they share most rows with, and a row is of
-    the cluster with the highest mean posterior (Dudoit & Fridlyand 2003, "Bagging to Improve the
-    Accuracy of a Clustering Procedure", BagClust1, but for layouts in place of samples). The
-    numbers, and the points, are of the layout whose clusters say most of those of the neighbours
-    (`information`), in the space of the rows. The likelihood of the mixture says less: it is of
-    other points each time.
+    Points differ from key to key, and some layouts join two clusters and cut another: of several
+    the one is kept whose clusters say most of those of the neighbours (`information`), in the space
+    of the rows. The likelihood of the mixture says less: it is of other points each time.
 
     Where the number of clusters is not known, `merge` them: there is no mixture then, but k-means
     with `n_clusters`, joined where no valley is between them (merging.py). Clusters have the
-    numbers 0 to as many as are left. Layouts have not the same number of them and cannot vote: the
-    one is kept whose clusters agree best with those of the others.
+    numbers 0 to as many as are left. More of them say more of the neighbours, so the layout is kept
+    whose clusters agree best with those of the others.
 
     Args:
         key: a typed key; the result is a function of it.
@@ -80,7 +76,7 @@ def cluster(
         n_clusters: k; with `merge` several times the number that is expected.
         dim: of the points; at most d.
         n_neighbors: of each row; at most n - 1.
-        n_layouts: how many are made, and vote.
+        n_layouts: how many are made.
         epochs: of each, as in `fit`.
         merge: whether to merge clusters.
 
@@ -91,42 +87,12 @@ def cluster(
         key, x, n_clusters, dim=dim, n_neighbors=n_neighbors, n_layouts=n_layouts, epochs=epochs,
         merge=merge,
     )  # fmt: skip
-    first = best(found, merge)
-    kept = jax.tree.map(lambda a: a[first], found)
-    if merge:
-        return kept
-    posterior = voted(found.posterior, same_numbers(found.posterior, first))
-    labels = jnp.argmax(posterior, axis=1).astype(jnp.int32)
-    return kept._replace(labels=labels, posterior=posterior)
+    return jax.tree.map(lambda a: a[best(found, merge)], found)
 
 
 def best(found: Clustered, merge: bool) -> Array:
-    """Which of the layouts of `candidates` the others follow, or is kept by `merge`. -> [] int."""
+    """Which of the layouts of `candidates` the function `cluster` keeps. -> [] int."""
     return jnp.argmax(found.agreement if merge else found.information)
-
-
-def same_numbers(posterior: Array, first: Array) -> Array:
-    """For each of the clusterings [h, n, k], which of its clusters has the number 0, 1, … of those
-    before it: the order in which they share most rows. Number `first` keeps its own. -> [h, k].
-    """
-
-    def follow(total, own):
-        shared = jnp.dot(total.T, own, precision=lloyd.EXACT)
-        shared = jnp.where(jnp.isfinite(shared), shared, 0.0)  # of codes that are not finite
-        rows, columns = optax.assignment.hungarian_algorithm(-shared)
-        order = jnp.zeros(len(rows), jnp.int32).at[rows].set(columns.astype(jnp.int32))
-        return total + own[:, order], order
-
-    h, _, k = posterior.shape
-    others = (first + jnp.arange(1, h)) % h
-    orders = jax.lax.scan(follow, posterior[first], posterior[others])[1]
-    own = jnp.tile(jnp.arange(k, dtype=jnp.int32), (h, 1))
-    return own.at[others].set(orders)
-
-
-def voted(posterior: Array, order: Array) -> Array:
-    """Mean of the posteriors [h, n, k], their clusters in the order [h, k]. -> [n, k]."""
-    return jnp.mean(jnp.take_along_axis(posterior, order[:, None, :], axis=2), axis=0)
 
 
 def candidates(
@@ -168,7 +134,8 @@ def candidates(
         else:
             found = mixture.fit(cluster_key, y, n_clusters)
             labels, own = found.labels, mixture.posterior(y, found.mixture)
-        own = jnp.where(jnp.isfinite(own), own, 0.0)  # a mixture that failed has no vote
+        # Of a mixture that failed: one classifier may learn the posteriors of all layouts at once.
+        own = jnp.where(jnp.isfinite(own), own, 0.0)
         edges = information(labels, near.index, weights, n_clusters)
         return Clustered(labels, own, y, edges, jnp.float32(0))
 
