@@ -67,7 +67,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def cells(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json")}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("seed*.json")}
 
 
 def test_cells_starts_and_table(folder, capsys):
