@@ -224,20 +224,20 @@ def main(args: list[str] | None = None) -> int:
                 print(f"{name} {row}: left out, images {shape} are not square")
             else:
                 rows.append(row)
+        used = {row: paired if row.startswith("cross_modal") else dataset for row in rows}
+        due = {row: [s for s in every if not is_done(used[row], row, s)] for row in rows}
         for row in rows:
-            used = paired if row.startswith("cross_modal") else dataset
-            if all(is_done(used, row, seed) for seed in every):
+            if not due[row]:
                 folder = cell_file(name, row, 0).parent
                 print(f"{name} {row}: all seeds are in {folder}; to train them again, remove it")
         for start in every[:: options.together]:
             group = range(start, min(start + options.together, options.seeds))
             for row in rows:
-                used = paired if row.startswith("cross_modal") else dataset
-                seeds = [seed for seed in group if not is_done(used, row, seed)]
+                seeds = [seed for seed in group if seed in due[row]]
                 try:
                     if seeds:
                         of_tokens = front_of(row) == "next_token"
-                        train_cells(read if of_tokens else used, labels, row, seeds)
+                        train_cells(read if of_tokens else used[row], labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
@@ -584,7 +584,11 @@ def quality_table() -> str:
     every, choices = [], []
     for data, row, files in cells():
         reports = [json.loads(file.read_text()) for file in files]
-        versions = [report["recipe"].pop("version", 1) for report in reports]
+        old = mark_of(reports, row)
+        for report in reports:
+            report["recipe"].pop(
+                "version", None
+            )  # cells of two versions are one row, which is told
         for file, report in zip(files, reports, strict=True):
             if not is_same(report["recipe"], reports[0]["recipe"]):
                 raise SystemExit(
@@ -608,11 +612,10 @@ def quality_table() -> str:
             found = np.array([len(np.unique(own)) for own in labels], float)
             name += f", {mean(found)} clusters"
         published = PUBLISHED.get((data, row.removesuffix("-float32")), "–")
-        is_old = min(versions) < version_of(row)
         lines.append(
             f"| {data} | {name} | {' | '.join(spread)} | {own[chosen]:.1f} | "
             f"{'–' if vote is None else format(voted, '.1f')} | {own.max():.1f} | {published} | "
-            f"{len(files)}{' °' * is_old} | {_seconds(reports)} |"
+            f"{len(files)}{old} | {_seconds(reports)} |"
         )
     made = sorted({report["environment"]["versions"]["jax"] for report in every})
     if choices:
@@ -639,11 +642,9 @@ def overview() -> str:
         files = every[data, row]
         reports = [json.loads(file.read_text()) for file in files]
         values = 100 * np.array([report["external"]["accuracy"] for report in reports])
-        versions = [report["recipe"].get("version", 1) for report in reports]
-        old = " °" * (min(versions) < version_of(row))
         vote = vote_of(data, row, population(files, reports)[0])
         voted = "–" if vote is None else f"{100 * vote['accuracy']:.1f}"
-        return f"{mean(values)} ({len(reports)}{old})", voted
+        return f"{mean(values)} ({len(reports)}{mark_of(reports, row)})", voted
 
     head = " | ".join(name.replace("_", " ") for name in COLUMNS)
     lines = [f"| ACC in % | {head} |", "|---|" + "---|" * len(COLUMNS)]
@@ -661,6 +662,11 @@ def overview() -> str:
         "`python scripts/reproduce.py --table`",
     ]
     return "\n".join(lines)
+
+
+def mark_of(reports: Sequence[Mapping[str, Any]], row: str) -> str:
+    """What marks a row of which some cells are of the code before this one."""
+    return " °" * any(r["recipe"].get("version", 1) < version_of(row) for r in reports)
 
 
 def mean(values: np.ndarray) -> str:
