@@ -11,9 +11,11 @@ What scores to expect is in the README, written there by scripts/reproduce.py.
 import argparse
 import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -425,7 +427,9 @@ def progress(every: float = 60.0):
         nonlocal said
         if phase not in tasks:
             tasks[phase] = display.add_task(phase, total=epochs, loss="")
-        loss = f"{float(metrics['loss'].mean()):.4g}" if "loss" in metrics else ""
+        values = metrics.get("loss", [])
+        values = [value for value in values if math.isfinite(value)]  # one seed may have diverged
+        loss = f"{statistics.fmean(values):.4g}" if values else ""
         display.update(tasks[phase], completed=epoch, loss=loss)
         if display.disable and time.monotonic() - said >= every:
             said = time.monotonic()

@@ -99,6 +99,9 @@ def test_copies_are_told_from_new_rows():
     assert generated.memorised(twice, real) == 0.0
     moved = generated.memorised(real, real + 0.1)
     assert generated.memorised(twice, real + 0.1) == pytest.approx(moved, rel=1e-3) and moved > 0.1
+    both = np.stack([real + 0.1, RNG.normal(size=real.shape)])
+    alone = [generated.memorised(real, made) for made in both]
+    np.testing.assert_allclose(generated.memorised(real, both), alone, rtol=1e-5)
     same = np.ones((9, 2))
     assert generated.memorised(same, same) == 0.0
     assert generated.memorised(same, same + np.arange(2.0)) == np.inf

@@ -60,19 +60,28 @@ def frechet(real: ArrayLike, made: ArrayLike) -> float:
     return float(max(gap + traces - 2.0 * both, 0.0))
 
 
-def memorised(real: ArrayLike, made: ArrayLike) -> float:
+def memorised(real: ArrayLike, made: ArrayLike) -> float | np.ndarray:
     """Median distance of made rows to the nearest real one, over that of real rows to theirs.
 
     Near 0 made rows are copies; about 1 they are as new as another real row would be. Real rows
     that repeat count once, and the distances of at most 5,000 are taken, to all the others.
     [n, d], [m, d] -> >= 0; where all real rows are equal there is no distance to compare with, and
-    it is 0 for copies of them and infinite for others.
+    it is 0 for copies of them and infinite for others. Rows that several generators made,
+    [S, m, d] -> [S], share the distances of the real ones, which take most of the time.
+
+    Raises:
+        ValueError: rows of different widths, or fewer than two of them.
     """
-    real, made = _checked(real, made, 2)
+    made = np.asarray(made)
+    if made.ndim != 3:
+        return float(memorised(real, made[None])[0])
+    m, d = made.shape[1:]
+    real, every = _checked(real, made.reshape(-1, d), 2)
     distinct = jnp.asarray(np.unique(np.asarray(real), axis=0))
-    new = float(jnp.median(jnp.sqrt(neighbors.nearest(distinct, 1, queries=made).sqdist)))
+    nearest = neighbors.nearest(distinct, 1, queries=every).sqdist
+    new = np.median(np.sqrt(np.asarray(nearest).reshape(len(made), m)), axis=1)
     if len(distinct) < 2:
-        return math.inf if new > 0 else 0.0
+        return np.where(new > 0, math.inf, 0.0)
     some = distinct[:: -(-len(distinct) // _MEASURED)]
     # The nearest of a row that is there itself is the row.
     apart = neighbors.nearest(distinct, 2, queries=some).sqdist[:, 1]

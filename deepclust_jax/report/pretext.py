@@ -158,14 +158,15 @@ def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     real = np.asarray(x[compared(len(x))]).reshape(-1, d)
     # A copy may be of any row.
     every = np.asarray(x[compared(len(x), max(len(real), _HELD // d))]).reshape(-1, d)
-    found = []
-    for made in made_by_run.reshape(len(made_by_run), len(real), -1):
-        own = measured(real, made, frechet=real.shape[1] <= WIDEST)
+    made_by_run = made_by_run.reshape(len(made_by_run), len(real), d)
+    found = [measured(real, made, frechet=d <= WIDEST) for made in made_by_run]
+    for own in found:
         own |= {"copies": math.nan, "spread": math.nan}
-        if _is_sound(real, made):
-            own["copies"] = metrics.memorised(every, made)
-            own["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
-        found.append(own)
+    sound = [s for s, made in enumerate(made_by_run) if _is_sound(real, made)]
+    copied = metrics.memorised(every, made_by_run[sound]) if sound else []
+    for s, copies in zip(sound, copied, strict=True):
+        spread = np.sqrt(made_by_run[s].var(axis=0).sum() / real.var(axis=0).sum())
+        found[s] |= {"copies": float(copies), "spread": float(spread)}
     runs = list(enumerate(own["spread"] for own in found))
     return {
         "made": _summaries(found),
