@@ -449,32 +449,10 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
     assert "digits cross_modal: left out, it has no second modality" in capsys.readouterr().out
 
 
-def test_the_features_of_a_row_are_the_data_of_another(folder):
+def test_the_features_of_a_row_are_the_data_of_another(folder, monkeypatch):
+    """And a seed that diverges on them does not stop the others."""
     dataset, labels = data.load("digits")
-    row, seed, starts = "n2d-of-rotation", 1, folder / "starts"
-    REPRODUCE.train_cells(dataset, labels, row, [seed])
-    cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
-    assert set(cell["seconds"]) == {"front", "pretrain", "train"}
-    made = {name: cell["recipe"][name]["method"] for name in ("options", "start", "front")}
-    assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
-    assert cell["recipe"]["checksum"] == dataset.checksum
-    front = REPRODUCE.start_of(dataset, "rotation", [seed])[0]
-    z = train.embed(front.algorithm, front.state, dataset.x)[0][0]
-    kept = np.load(starts / "digits" / f"codes-rotation-seed{seed}" / "codes.npy")
-    np.testing.assert_allclose(kept, z, rtol=1e-5, atol=1e-6)
-    assert (starts / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
-    stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
-    codes = REPRODUCE.codes_of(dataset, "rotation", front, 0, seed)
-    assert codes.x.shape == (150, 4)
-    again, _ = REPRODUCE.trained_of(codes, "n2d", [seed])
-    found = train.embed(again.algorithm, again.state, codes.x)[1][0]
-    np.testing.assert_array_equal(stored, found)
-    assert REPRODUCE.is_done(dataset, row, seed) and not REPRODUCE.is_done(dataset, row, 2)
-    assert f"| digits | {row} |" in REPRODUCE.quality_table()
-
-
-def test_a_diverged_seed_of_a_front_end_does_not_stop_the_others(folder, monkeypatch):
-    dataset, labels = data.load("digits")
+    row, seed, starts = "n2d-of-rotation", 1, folder / "starts" / "digits"
     whole = REPRODUCE.trained_of
 
     def fails(codes, row, seeds):
@@ -484,14 +462,26 @@ def test_a_diverged_seed_of_a_front_end_does_not_stop_the_others(folder, monkeyp
 
     monkeypatch.setattr(REPRODUCE, "trained_of", fails)
     with pytest.raises(train.Diverged, match=r"found others for seeds \[0\]"):
-        REPRODUCE.train_cells(dataset, labels, "n2d-of-rotation", [0, 1])
-    there = [REPRODUCE.is_done(dataset, "n2d-of-rotation", seed) for seed in (0, 1)]
-    assert there == [False, True]
-    front = REPRODUCE.start_of(dataset, "rotation", [0, 1])[0]
+        REPRODUCE.train_cells(dataset, labels, row, [0, seed])
+    assert [REPRODUCE.is_done(dataset, row, s) for s in (0, seed, 2)] == [False, True, False]
+    cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
+    assert set(cell["seconds"]) == {"front", "pretrain", "train"}
+    made = {name: cell["recipe"][name]["method"] for name in ("options", "start", "front")}
+    assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
+    assert cell["recipe"]["checksum"] == dataset.checksum
+    front = REPRODUCE.start_of(dataset, "rotation", [0, seed])[0]
     z = train.embed(front.algorithm, front.state, dataset.x)[0]
-    kept = np.load(folder / "starts" / "digits" / "codes-rotation-seed1" / "codes.npy")
+    kept = np.load(starts / f"codes-rotation-seed{seed}" / "codes.npy")
     np.testing.assert_allclose(kept, z[1], rtol=1e-5, atol=1e-6)
     assert not np.allclose(kept, z[0])
+    assert (starts.parent / f"digits-rotation-seed{seed}" / f"autoencoder-seed{seed}").is_dir()
+    stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
+    codes = REPRODUCE.codes_of(dataset, "rotation", front, 1, seed)
+    assert codes.x.shape == (150, 4)
+    again, _ = whole(codes, "n2d", [seed])
+    found = train.embed(again.algorithm, again.state, codes.x)[1][0]
+    np.testing.assert_array_equal(stored, found)
+    assert f"| digits | {row} |" in REPRODUCE.quality_table()
 
 
 def test_a_start_of_other_networks_is_trained_again(folder):
