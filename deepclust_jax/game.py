@@ -3,6 +3,7 @@
 A row of the game is what the discriminator is given: an array [b, ...], or a tuple of them.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -66,7 +67,9 @@ def of_players(
         parts = [jnp.sum(g.reshape(len(g), -1) ** 2, axis=1) for g in jax.tree.leaves(found)]
         return sum(parts[1:], parts[0])
 
-    if objective == "wasserstein":
+    if not penalty:  # nothing times a slope that is not finite would be no number
+        cost = jnp.zeros_like(mask)
+    elif objective == "wasserstein":
         shares = jax.random.uniform(key, mask.shape)
 
         def between(one: Array, other: Array) -> Array:
@@ -88,7 +91,7 @@ def of_players(
 
 def spread(made: Array, real: Array, mask: Array) -> Array:
     """The deviation of made rows over that of real ones, which falls to 0 where the generator
-    collapses. -> [] >= 0."""
+    makes one row; of a few kinds of rows it stays large. -> [] >= 0."""
     rows = jax.lax.stop_gradient(made).reshape(len(made), -1)
     weights = mask[:, None] / jnp.maximum(jnp.sum(mask), 1.0)
     mean = jnp.sum(weights * rows, axis=0, keepdims=True)
@@ -139,7 +142,8 @@ def moved(
 
     Those named in `slow` move in every `ratio`-th step only. `average` becomes the mean of the
     generator's past weights, with a memory of at most `memory`, shorter at first. A step whose loss
-    or new state is not finite is not taken: the metric `taken` is 0 then, and so are the others.
+    or new state is not finite is not taken: the metric `taken` is 0 then, and the others, 0 too,
+    do not count in the means of an epoch (train.py).
     """
     params, opt_state = {}, {}
     for name, own in state.params.items():
@@ -222,13 +226,26 @@ def latents(
     key: Key, n: int, width: int, config: Any, clusters: Array | None = None, scale: float = 1.0
 ) -> Array:
     """What n rows are made of: `width` normal numbers of a deviation `scale`, and as one-hot the
-    cluster of each row, by the prior of the config or as told. -> [n, width + k]."""
+    cluster of each row, by the prior of the config or as told. -> [n, width + k].
+
+    Raises:
+        ValueError: clusters that are not n whole numbers of 0 to k - 1 (under a trace such a row
+            has no cluster).
+    """
+    k = config.n_clusters
+    if clusters is not None:
+        clusters = jnp.asarray(clusters)
+        is_right = clusters.shape == (n,) and jnp.issubdtype(clusters.dtype, jnp.integer)
+        if is_right and n and not isinstance(clusters, jax.core.Tracer):
+            is_right = int(clusters.min()) >= 0 and int(clusters.max()) < k
+        if not is_right:
+            raise ValueError(f"expected clusters [{n}] of 0 to {k - 1}, found {clusters}")
     noise_key, code_key = jax.random.split(key)
     noise = scale * jax.random.normal(noise_key, (n, width))
     if clusters is None:
         prior = prior_of(config.prior, config.n_clusters)
-        clusters = jax.random.choice(code_key, config.n_clusters, (n,), p=prior)
-    return jnp.concatenate([noise, jax.nn.one_hot(clusters, config.n_clusters)], axis=1)
+        clusters = jax.random.choice(code_key, k, (n,), p=prior)
+    return jnp.concatenate([noise, jax.nn.one_hot(clusters, k)], axis=1)
 
 
 def read(params: Params, z: Array, nets: Any, config: Any) -> tuple[Array, Array]:
@@ -242,16 +259,30 @@ def of_code(logits: Array, code: Array, mask: Array) -> Array:
     return losses.masked_mean(-jnp.sum(code * jax.nn.log_softmax(logits), axis=1), mask)
 
 
+# The least that a setting may be, of those that a config has; whole numbers first.
+_WHOLE = {"n_clusters": 1, "embed_dim": 1, "latent_dim": 1, "n_styles": 0, "ratio": 1, "n_init": 1}
+_ABOVE_0, _FROM_0 = ("learning_rate", "deviation"), ("penalty", "weight", "style_weight")
+_BELOW_1 = ("momentum", "memory")
+
+
 def check(config: Any) -> None:
     """Raise ValueError for settings that no game can have."""
-    if config.objective not in losses.ADVERSARIAL:
-        known = ", ".join(losses.ADVERSARIAL)
-        raise ValueError(f"expected objective {known}, found {config.objective!r}")
-    if not (config.penalty >= 0 and config.ratio >= 1 and 0 <= config.memory < 1):
-        raise ValueError(
-            "expected penalty >= 0, ratio >= 1 and 0 <= memory < 1, found "
-            f"{config.penalty}, {config.ratio} and {config.memory}"
-        )
+
+    def expect(name: str, wanted: str, is_right: Callable[[Any], bool]) -> None:
+        if hasattr(config, name) and not is_right(value := getattr(config, name)):
+            raise ValueError(f"expected {name} {wanted}, found {value!r}")
+
+    known = ", ".join(losses.ADVERSARIAL)
+    expect("objective", known, lambda value: value in losses.ADVERSARIAL)
+    for name, least in _WHOLE.items():
+        is_right = lambda v, least=least: isinstance(v, int | np.integer) and v >= least  # noqa: E731
+        expect(name, f"a whole number >= {least}", is_right)
+    for name in _ABOVE_0:
+        expect(name, "> 0", lambda value: 0 < value < math.inf)
+    for name in _FROM_0:
+        expect(name, ">= 0", lambda value: 0 <= value < math.inf)
+    for name in _BELOW_1:
+        expect(name, ">= 0 and < 1", lambda value: 0 <= value < 1)
 
 
 def check_coded(config: Any) -> None:

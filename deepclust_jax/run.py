@@ -435,13 +435,14 @@ def load_state(store: Path, phase: Phase, keys: Key, row: Sequence[int]) -> Stat
     )
 
 
-def restore(folder: Path) -> Restored:
+def restore(folder: str | Path) -> Restored:
     """A finished run from its folder.
 
     Raises:
         ConfigError: the folder holds no run, or one that is not finished.
         CheckpointError: the checkpoint is damaged.
     """
+    folder = Path(folder)
     options = read_options(folder)
     try:
         report = json.loads((folder / "report.json").read_text())

@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -273,7 +273,18 @@ def _epoch_one(
         return _step_one(algorithm, key, state, batch)
 
     state, metrics = jax.lax.scan(body, state, (index, mask, partner))
-    return state, jax.tree.map(lambda m: jnp.average(m, weights=jnp.sum(mask, axis=1)), metrics)
+    return state, _means(metrics, jnp.sum(mask, axis=1))
+
+
+def _means(metrics: Mapping[str, Any], weights: Any) -> dict[str, Any]:
+    """Of metrics [steps, ...], by the rows of each step. Where one of them is whether a step was
+    `taken`, the others are of those that were, and 0 if none was."""
+    means = {}
+    for name, values in metrics.items():
+        counted = weights if name == "taken" else weights * metrics.get("taken", 1.0)
+        total = counted.sum(axis=0)
+        means[name] = (counted * values).sum(axis=0) / (total + (total == 0))
+    return means
 
 
 def _resident(keys, algorithm, x, neighbors, state, batch_size, refreshes):
@@ -319,13 +330,9 @@ def _streamed(keys, algorithm, x, neighbors, state, batch_size, refreshes):
         for batch in stream.batches(x, index, mask, partner):
             state, step_metrics = run_step(keys, state, batch)
             metrics.append(step_metrics)
-        weights = mask[:, 0].sum(axis=1)
         rows = jax.device_get(metrics)
-        means = {
-            name: np.average([row[name] for row in rows], axis=0, weights=weights)
-            for name in rows[0]
-        }
-        return state, means
+        found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return state, _means(found, mask[:, 0].sum(axis=1, keepdims=True))
 
     return (
         run_epoch,

@@ -152,8 +152,7 @@ def test_only_the_discriminator_moves_between(module):
     assert found == ({"encoder", "reader"} if module is info_gan else {"discriminator"})
 
 
-def test_a_changed_row_keeps_its_code(module):
-    """The code is found of the row as changed: it does not follow the change."""
+def test_the_code_is_found_of_the_row_as_changed(module):
     config, _, state, nets = parts(module)
     shifted = nets._replace(change=lambda key, row: row + 3.0)
     one, other = (total(module, config, n, state, state.params)[1] for n in (nets, shifted))

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from deepclust_jax import game, losses, networks, train
-from deepclust_jax.algorithms import gan
+from deepclust_jax.algorithms import bi_gan, cluster_gan, gan, info_gan
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -60,10 +60,24 @@ def test_logits_however_large_have_finite_losses_and_gradients():
     np.testing.assert_allclose(slope, -1.0)
 
 
-@pytest.mark.parametrize("change", [{"penalty": -1.0}, {"ratio": 0}, {"memory": 1.0}])
-def test_settings_that_no_game_can_have(change):
-    with pytest.raises(ValueError, match="expected penalty >= 0, ratio >= 1 and 0 <= memory < 1"):
-        gan.build(dataclasses.replace(SMALL, **change), (5,))
+@pytest.mark.parametrize(
+    "module, name, value, wanted",
+    [
+        (gan, "penalty", -1.0, ">= 0"),
+        (gan, "penalty", np.inf, ">= 0"),
+        (gan, "ratio", 1.5, "a whole number >= 1"),
+        (gan, "memory", 1.0, ">= 0 and < 1"),
+        (gan, "learning_rate", -1e-3, "> 0"),
+        (gan, "embed_dim", 0, "a whole number >= 1"),
+        (info_gan, "n_styles", -1, "a whole number >= 0"),
+        (info_gan, "weight", np.nan, ">= 0"),
+        (cluster_gan, "deviation", 0.0, "> 0"),
+        (bi_gan, "latent_dim", -1, "a whole number >= 1"),
+    ],
+)
+def test_settings_that_no_game_can_have(module, name, value, wanted):
+    with pytest.raises(ValueError, match=f"expected {name} {wanted}, found {value}"):
+        module.build(module.Config(**{name: value}), (5,))
 
 
 def test_unknown_objective():
@@ -291,5 +305,6 @@ def test_all_modes_of_a_ring_are_made():
     centres = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     gaps = np.linalg.norm(made[:, None] - centres[None], axis=2)
     shares = np.bincount(gaps.argmin(axis=1)[gaps.min(axis=1) < 0.15], minlength=8) / 2000
-    assert shares.min() > 0.005 and shares.sum() > 0.5  # shares differ between machines
+    # A tenth of its share makes a mode, as in pretext.py; shares differ between machines.
+    assert shares.min() > 0.0125 and shares.sum() > 0.5
     assert 0.9 < found.metrics["spread"][-1] < 1.1

@@ -93,18 +93,24 @@ def test_frechet_by_the_eigenvalues_of_the_product(d):
 
 def test_copies_are_told_from_new_rows():
     real = RNG.normal(size=(400, 3))
-    assert generated.memorised(real, real[:100]) == 0.0
-    assert generated.memorised(real, RNG.normal(size=(400, 3))) == pytest.approx(1.0, abs=0.15)
+    assert generated.memorised(real, real[:100]) == {"copies": 0.0, "copied": 1.0}
+    new = RNG.normal(size=(400, 3))
+    found = generated.memorised(real, new)
+    assert found["copies"] == pytest.approx(1.0, abs=0.15) and found["copied"] < 0.03
+    some = generated.memorised(real, np.concatenate([new[:320], real[:80]]))
+    assert some["copies"] > 0.6 and some["copied"] == pytest.approx(0.2, abs=0.03)
     twice = np.repeat(real, 2, axis=0)
-    assert generated.memorised(twice, real) == 0.0
-    moved = generated.memorised(real, real + 0.1)
-    assert generated.memorised(twice, real + 0.1) == pytest.approx(moved, rel=1e-3) and moved > 0.1
+    assert generated.memorised(twice, real)["copies"] == 0.0
+    moved = generated.memorised(real, real + 0.1)["copies"]
+    assert generated.memorised(twice, real + 0.1)["copies"] == pytest.approx(moved, rel=1e-3)
+    assert moved > 0.1
     both = np.stack([real + 0.1, RNG.normal(size=real.shape)])
     alone = [generated.memorised(real, made) for made in both]
-    np.testing.assert_allclose(generated.memorised(real, both), alone, rtol=1e-5)
+    for name, values in generated.memorised(real, both).items():
+        np.testing.assert_allclose(values, [one[name] for one in alone], rtol=1e-5)
     same = np.ones((9, 2))
-    assert generated.memorised(same, same) == 0.0
-    assert generated.memorised(same, same + np.arange(2.0)) == np.inf
+    assert generated.memorised(same, same) == {"copies": 0.0, "copied": 1.0}
+    assert generated.memorised(same, same + np.arange(2.0))["copies"] == np.inf
 
 
 @pytest.mark.parametrize(

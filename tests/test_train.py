@@ -331,3 +331,15 @@ def test_import_is_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_metrics_of_an_epoch_are_those_of_the_steps_taken():
+    """Trap: steps that a game did not take counted as 0, and half of them halved its spread."""
+    rows = jnp.array([4.0, 4.0, 4.0, 2.0])
+    metrics = {"spread": jnp.array([1.0, 0.0, 4.0, 2.0]), "taken": jnp.array([1.0, 0.0, 1.0, 1.0])}
+    found = train._means(metrics, rows)
+    np.testing.assert_allclose(found["spread"], (4.0 * 1.0 + 4.0 * 4.0 + 2.0 * 2.0) / 10.0)
+    np.testing.assert_allclose(found["taken"], 10.0 / 14.0)
+    lost = train._means({"loss": jnp.zeros(4), "taken": jnp.zeros(4)}, rows)
+    assert lost["loss"] == 0.0 and lost["taken"] == 0.0
+    np.testing.assert_allclose(train._means({"loss": metrics["spread"]}, rows)["loss"], 24.0 / 14.0)

@@ -1,6 +1,7 @@
 """The script for GANs: what it trains, measures, draws and refuses."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -42,7 +43,8 @@ def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
     found = json.loads((out / "report.json").read_text())["pretext"]
     assert found["compared"] == 200
     assert list(found["made"]) == [
-        "classes", "copies", "coverage", "density", "frechet", "precision", "recall", "spread"
+        "classes", "copied", "copies", "coverage", "density", "frechet", "occupied", "precision",
+        "recall", "spread",
     ]  # fmt: skip
     assert found["collapsed"] == found["diverged"] == []
     assert all(len(score["values"]) == 2 for score in found["made"].values())
@@ -54,6 +56,22 @@ def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
     assert "run 0, after epoch 1: frechet" in printed
     assert "200 made rows beside as many real ones:" in printed
     assert f"  coverage [%] {100 * found['made']['coverage']['mean']:.1f} ± " in printed
+
+
+def test_a_game_without_labels_is_the_same_game(run_of_digits, tmp_path):
+    """No label decides what is made, how rows are clustered, or which run is kept."""
+    out, _ = run_of_digits
+    np.save(tmp_path / "x.npy", np.asarray(data.load("digits", limit=200)[0].raw)[..., 0])
+    files = ["--data", tmp_path / "x.npy", "--kind", "image", "--n-clusters", "10"]
+    done(GAN, *SMALL, *files, "--limit", "None", "--out", tmp_path / "run")
+    for name in ("made.npy", "labels.npy", "labels_all.npy", "embeddings.npy"):
+        np.testing.assert_array_equal(np.load(tmp_path / "run" / name), np.load(out / name))
+    with_labels, without = (
+        json.loads((folder / "report.json").read_text()) for folder in (out, tmp_path / "run")
+    )
+    assert without["chosen"] == with_labels["chosen"] and not without["external"]
+    own = with_labels["pretext"]["made"]
+    assert without["pretext"]["made"] == {name: own[name] for name in own if name != "classes"}
 
 
 def test_new_rows_are_clustered_by_what_was_learnt(run_of_digits, tmp_path):
@@ -74,25 +92,30 @@ def test_points_without_labels_are_drawn(tmp_path):
 
 
 def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
-    """Worked: run 0 makes the rows themselves, run 1 one row of the first class over and over."""
+    """Worked: run 0 makes the rows themselves, run 1 one row of the first class over and over, run
+    2 rows of the first class."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 30)
     x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 2)))
-    made = np.stack([x, np.repeat(x[:1], 90, axis=0)])
-    found = pretext.of_game(made, x)
-    assert pretext.classes_made(made, x, labels)["values"] == [3.0, 1.0]
+    one_class = np.float32(x[:1] + rng.normal(size=(90, 2)))
+    made = np.stack([x, np.repeat(x[:1], 90, axis=0), one_class])
+    found = pretext.of_game(made, x, 3)
+    assert pretext.classes_made(made, x, labels)["values"] == [3.0, 1.0, 1.0]
+    assert found["made"]["occupied"]["values"] == [3.0, 1.0, 1.0]
     assert found["made"]["coverage"]["values"][0] == 1.0
     assert found["made"]["coverage"]["values"][1] < 0.2
     assert found["made"]["copies"]["values"][0] == 0.0
-    assert found["made"]["spread"]["values"] == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert found["collapsed"] == [1]
+    assert found["made"]["copied"]["values"][0] == 1.0
+    assert found["made"]["spread"]["values"][:2] == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert found["collapsed"] == [1] and found["narrow"] == [1, 2]
     assert "frechet" in found["made"]
     shown = tables._pretext(found | {"diverged": [0], "over_training": {}})
     assert "collapsed, made rows are all alike: runs [1]" in shown
+    assert any(line.startswith("narrow, ") and "runs [2]; " in line for line in shown)
     assert shown[-1].startswith("diverged, stopped or with made rows far beyond the real ones: ")
     assert shown[-1].endswith("runs [0]; lower --learning-rate")
     monkeypatch.setattr(pretext, "WIDEST", 1)
-    assert "frechet" not in pretext.of_game(made, x)["made"]
+    assert "frechet" not in pretext.of_game(made, x, 3)["made"]
 
 
 def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
@@ -111,7 +134,7 @@ def test_the_run_kept_of_two_is_the_one_that_covers_more(run_of_digits):
 def test_one_row_in_the_middle_covers_nothing():
     """Trap: of wide rows, many have the mean of all among their neighbours."""
     x = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
-    found = pretext.of_game(np.stack([x, np.zeros_like(x)]), x)
+    found = pretext.of_game(np.stack([x, np.zeros_like(x)]), x, 3)
     assert found["made"]["coverage"]["values"][1] > 0.1
     assert pretext.uncovered(found).tolist() == [0.0, 1.0] and found["collapsed"] == [1]
 
@@ -121,7 +144,7 @@ def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
     """Trap: an eigenvalue that does not converge ends a run after its training."""
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     made = np.where(x > 0, np.float32(value), x)
-    found = pretext.of_game(made[None], x)
+    found = pretext.of_game(made[None], x, 3)
     assert found["exploded"] == [0] and found["collapsed"] == []
     assert found["made"]["recall"]["values"] == [0.0]
     assert np.isnan(found["made"]["frechet"]["values"]).all()
@@ -133,7 +156,7 @@ def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
 def test_a_generator_far_beyond_the_rows_has_exploded():
     """Trap: its loss is finite, and it agrees with itself."""
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    found = pretext.of_game(np.stack([1e5 * x, x]), x)
+    found = pretext.of_game(np.stack([1e5 * x, x]), x, 3)
     assert found["exploded"] == [0] and found["collapsed"] == []
 
 
@@ -142,7 +165,7 @@ def test_copies_are_looked_for_among_all_rows(monkeypatch):
     monkeypatch.setattr(pretext, "_MADE", 20)
     x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     some = np.delete(x, pretext.compared(200, 20), axis=0)[:20]
-    assert pretext.of_game(some[None], x)["made"]["copies"]["values"] == [0.0]
+    assert pretext.of_game(some[None], x, 3)["made"]["copies"]["values"] == [0.0]
 
 
 def test_a_class_that_the_classifier_did_not_see(monkeypatch):
@@ -217,7 +240,9 @@ def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
 def test_held_out_rows_do_not_decide_which_run_is_kept(monkeypatch, tmp_path):
     """Trap: what is held out of training is not held out of the choice."""
     compared, of_game = [], pretext.of_game
-    monkeypatch.setattr(pretext, "of_game", lambda made, x: compared.append(x) or of_game(made, x))
+    monkeypatch.setattr(
+        pretext, "of_game", lambda made, x, k: compared.append(x) or of_game(made, x, k)
+    )
     for name in ("judged", "classes_made"):
         own = getattr(pretext, name)
         monkeypatch.setattr(
@@ -265,14 +290,22 @@ def test_frames_of_a_film_are_of_the_same_latents(monkeypatch, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_collapsed_run_is_set_aside(monkeypatch, tmp_path):
+@pytest.mark.parametrize("worse", ["collapsed", "narrow"])
+def test_a_run_that_makes_one_kind_of_rows_is_set_aside(monkeypatch, tmp_path, worse):
+    """Of the second one 0 is made of real rows of one class, which have a spread of their own."""
     found = pretext.of_game
-    worse = lambda made, x: found(np.stack([0.0 * made[0], *made[1:]]), x)  # noqa: E731
-    monkeypatch.setattr(pretext, "of_game", worse)
+
+    def of_game(made, x, k):
+        labels = data.load("digits", limit=60)[1]
+        some = np.resize(x[labels == 3], made[0].shape)
+        first = 0.0 * made[0] if worse == "collapsed" else some
+        return found(np.stack([first, x]), x, k)
+
+    monkeypatch.setattr(pretext, "of_game", of_game)
     args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "2", "--epochs", "1"]
     done(GAN, *args, "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["pretext"]["collapsed"] == [0] and report["chosen"]["run"] == 1
+    assert report["pretext"][worse] == [0] and report["chosen"]["run"] == 1
     assert report["objective"]["values"][0] is None
     assert "1 diverged or collapsed set aside" in report["chosen"]["reason"]
 
@@ -375,6 +408,24 @@ def test_methods_with_a_code(method, tmp_path):
     assert sorted(f.name for f in (out / "frames").iterdir()) == ["000001.png", "000002.png"]
     done(CLUSTER, out, "digits", "--limit", "120", "--labels-out", tmp_path / "l.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "l.npy"), np.load(out / "labels.npy"))
+    if method == "info_gan":
+        rows_of_a_cluster_as_in_the_readme(out)
+
+
+def rows_of_a_cluster_as_in_the_readme(folder):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert code.count('"runs/digits-info_gan"') == 1
+    code = code.replace('"runs/digits-info_gan"', repr(str(folder)))
+    names = {"dataset": data.load("digits", limit=120)[0], "jax": jax, "run": run}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["rows"].shape == (8, 8, 8, 1) and np.isfinite(names["rows"]).all()
+    np.testing.assert_allclose(names["way"][0], names["rows"], atol=1e-6)
+    np.testing.assert_allclose(names["way"][-1], names["maker"].make(names["five"]), atol=1e-6)
+    assert np.abs(names["way"][-1] - names["rows"]).max() > 0
+    for clusters in (jnp.full(8, 10), jnp.full(8, -1), jnp.full(8, 0.5), jnp.zeros(7, int)):
+        with pytest.raises(ValueError, match=r"expected clusters \[8\] of 0 to 9, found"):
+            names["maker"].latents(names["key"], 8, clusters)
 
 
 def test_a_film_has_the_frames_of_the_same_latents(run_of_digits):
@@ -384,6 +435,12 @@ def test_a_film_has_the_frames_of_the_same_latents(run_of_digits):
     frames = sorted((out / "frames").iterdir())
     with Image.open(out / "film.gif") as film:
         assert film.n_frames == len(frames) == 2
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = board.EventAccumulator(str(out / "tensorboard" / "film")).Reload()
+    measured = json.loads((out / "report.json").read_text())["pretext"]["over_training"]
+    for name in ("frechet", "coverage"):
+        found = {str(event.step): event.value for event in events.Scalars(f"made/{name}")}
+        assert found == pytest.approx({epoch: own[name] for epoch, own in measured.items()})
     first, last = (np.asarray(Image.open(frame)) for frame in frames)
     assert first.shape == last.shape and (first != last).any()
     with Image.open(out / "walk.png") as walk:

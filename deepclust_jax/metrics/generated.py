@@ -2,13 +2,14 @@
 
     fidelity(real, made)     precision, recall, density, coverage: by balls to the k-th neighbour
     frechet(real, made)      distance of the Gaussians that fit both
-    memorised(real, made)    whether made rows are copies
+    memorised(real, made)    whether made rows are copies, and how many
 
 All compare rows of features [n, d] by Euclidean distance, and see no labels. Figures are of the
 features they are given and of so many rows: only those of the same features and numbers compare.
 """
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from deepclust_jax.types import Array
 
 _BLOCK = 256  # rows whose distances to all others are held at once
 _MEASURED = 5000  # real rows at most whose distance to the others is taken
+_NEAR = 0.01  # share of real rows as near to another as a copy
 
 
 def fidelity(real: ArrayLike, made: ArrayLike, *, n_neighbors: int = 5) -> dict[str, float]:
@@ -60,32 +62,40 @@ def frechet(real: ArrayLike, made: ArrayLike) -> float:
     return float(max(gap + traces - 2.0 * both, 0.0))
 
 
-def memorised(real: ArrayLike, made: ArrayLike) -> float | np.ndarray:
-    """Median distance of made rows to the nearest real one, over that of real rows to theirs.
+def memorised(real: ArrayLike, made: ArrayLike) -> dict[str, Any]:
+    """Whether made rows are copies, by their distances to the nearest real row.
 
-    Near 0 made rows are copies; about 1 they are as new as another real row would be. Real rows
-    that repeat count once, and the distances of at most 5,000 are taken, to all the others.
-    [n, d], [m, d] -> >= 0; where all real rows are equal there is no distance to compare with, and
-    it is 0 for copies of them and infinite for others. Rows that several generators made,
-    [S, m, d] -> [S], share the distances of the real ones, which take most of the time.
+    copies: their median, over that of real rows to theirs. Near 0 made rows are copies; about 1
+    they are as new as another real row would be. copied: the share of made rows that are nearer to
+    a real one than 99 of 100 real rows are to theirs, about 0.01 where all are new; some copies
+    among new rows show here. Real rows that repeat count once, and the distances of at most 5,000
+    are taken, to all the others.
+
+    [n, d], [m, d] -> floats >= 0; where all real rows are equal there is no distance to compare
+    with, copies is 0 for copies of them and infinite for others. Rows that several generators made,
+    [S, m, d] -> [S] each, share the distances of the real ones, which take most of the time.
 
     Raises:
         ValueError: rows of different widths, or fewer than two of them.
     """
     made = np.asarray(made)
     if made.ndim != 3:
-        return float(memorised(real, made[None])[0])
+        return {name: float(value[0]) for name, value in memorised(real, made[None]).items()}
     m, d = made.shape[1:]
     real, every = _checked(real, made.reshape(-1, d), 2)
     distinct = jnp.asarray(np.unique(np.asarray(real), axis=0))
     nearest = neighbors.nearest(distinct, 1, queries=every).sqdist
-    new = np.median(np.sqrt(np.asarray(nearest).reshape(len(made), m)), axis=1)
+    new = np.sqrt(np.asarray(nearest).reshape(len(made), m))
     if len(distinct) < 2:
-        return np.where(new > 0, math.inf, 0.0)
+        copies = np.where(np.median(new, axis=1) > 0, math.inf, 0.0)
+        return {"copies": copies, "copied": np.mean(new == 0, axis=1)}
     some = distinct[:: -(-len(distinct) // _MEASURED)]
     # The nearest of a row that is there itself is the row.
-    apart = neighbors.nearest(distinct, 2, queries=some).sqdist[:, 1]
-    return new / float(jnp.median(jnp.sqrt(apart)))
+    apart = np.sqrt(np.asarray(neighbors.nearest(distinct, 2, queries=some).sqdist[:, 1]))
+    return {
+        "copies": np.median(new, axis=1) / np.median(apart),
+        "copied": np.mean(new <= np.quantile(apart, _NEAR), axis=1),
+    }
 
 
 def _checked(real: ArrayLike, made: ArrayLike, fewest: int) -> tuple[Array, Array]:

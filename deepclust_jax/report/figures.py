@@ -160,12 +160,14 @@ def sample_images(
 
 
 def grid(path: str | os.PathLike, images: np.ndarray, n_columns: int) -> None:
-    """Write images [n, h, w, 1 or 3] row by row, and nothing else."""
+    """Write images [n, h, w, 1 or 3] row by row, grey between them, and nothing else."""
     from PIL import Image
 
     size = int(np.clip(np.sqrt(250_000 / max(len(images), 1)), 12, 48))
-    picture = tiles.mosaic(tiles.square(images, size), n_columns)
-    Image.fromarray(picture).save(path)
+    framed = np.pad(
+        tiles.square(images, size), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=96
+    )
+    Image.fromarray(tiles.mosaic(framed, n_columns)).save(path)
 
 
 def made_points(path: str | os.PathLike, real: np.ndarray, made: np.ndarray) -> None:

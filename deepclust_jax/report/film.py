@@ -99,9 +99,10 @@ def walks(maker: pretext.Maker, key: jax.Array, options: config.Options) -> np.n
 
 
 def write(folder: Path) -> None:
-    """film.gif of the frames that are there, and the frames to TensorBoard."""
+    """film.gif of the frames that are there, and both they and `measures` to TensorBoard."""
     from PIL import Image
 
+    logs.write_made(folder, measures(folder))
     frames = sorted((folder / FRAMES).glob("*.png"))
     if not frames:
         return

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import os
 import shutil
 import time
@@ -183,6 +184,15 @@ def write_images(folder: str | os.PathLike, paths: Iterable[str | os.PathLike]) 
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             writer.add_image(path.stem, pixels, dataformats="HWC")
+
+
+def write_made(folder: str | os.PathLike, by_epoch: Mapping[str, Mapping[str, float]]) -> None:
+    """Show measures of made rows by epoch among TensorBoard's scalars, as made/NAME."""
+    with _writer(Path(folder) / "tensorboard" / "film") as writer:
+        for epoch, measures in by_epoch.items():
+            for name, value in measures.items():
+                if math.isfinite(value):
+                    writer.add_scalar(f"made/{name}", value, global_step=int(epoch))
 
 
 def write_frames(folder: str | os.PathLike, frames: Mapping[int, str | os.PathLike]) -> None:

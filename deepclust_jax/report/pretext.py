@@ -147,12 +147,14 @@ def _is_sound(real: np.ndarray, made: np.ndarray) -> bool:
     return bool(np.abs(made).max() <= 1e6 * max(float(np.abs(real).max()), 1e-30))
 
 
-def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
+def of_game(made_by_run: np.ndarray, x: Any, n_clusters: int) -> dict[str, Any]:
     """How the rows that each run made compare with those it was trained on, x, in their own
-    numbers.
+    numbers; `occupied` are those of n_clusters clusters of the real rows that made rows have a
+    tenth or more of their share in.
 
     `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones,
-    and `exploded` those with ten times as much or more, or with rows that are not finite.
+    `narrow` those that leave out half of the clusters or more, and `exploded` those with ten times
+    the deviation or more, or with rows that are not finite.
     """
     d = math.prod(x.shape[1:])
     real = np.asarray(x[compared(len(x))]).reshape(-1, d)
@@ -161,17 +163,23 @@ def of_game(made_by_run: np.ndarray, x: Any) -> dict[str, Any]:
     made_by_run = made_by_run.reshape(len(made_by_run), len(real), d)
     found = [measured(real, made, frechet=d <= WIDEST) for made in made_by_run]
     for own in found:
-        own |= {"copies": math.nan, "spread": math.nan}
+        own |= {"copies": math.nan, "copied": math.nan, "occupied": 0.0, "spread": math.nan}
     sound = [s for s, made in enumerate(made_by_run) if _is_sound(real, made)]
-    copied = metrics.memorised(every, made_by_run[sound]) if sound else []
-    for s, copies in zip(sound, copied, strict=True):
-        spread = np.sqrt(made_by_run[s].var(axis=0).sum() / real.var(axis=0).sum())
-        found[s] |= {"copies": float(copies), "spread": float(spread)}
+    memorised = metrics.memorised(every, made_by_run[sound]) if sound else {}
+    # They part the rows, and no figure is of them: one start does.
+    parts = kmeans.fit(jax.random.key(0), real, min(n_clusters, len(real)), n_init=1)
+    for i, s in enumerate(sound):
+        made = made_by_run[s]
+        found[s] |= {name: float(values[i]) for name, values in memorised.items()}
+        near = np.asarray(kmeans.assign(made, parts.centroids)[0])
+        found[s]["occupied"] = _classes(near, np.asarray(parts.labels), n_clusters)
+        found[s]["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
     runs = list(enumerate(own["spread"] for own in found))
     return {
         "made": _summaries(found),
         "compared": len(real),
         "collapsed": [s for s, spread in runs if spread < 0.1],
+        "narrow": [s for s, own in enumerate(found) if own["occupied"] <= len(parts.centroids) / 2],
         "exploded": [s for s, spread in runs if not spread < 10.0],  # NaN is not <
     }
 
@@ -278,12 +286,14 @@ def of_stacked(
         own, counts = maker(jax.tree.map(lambda leaf, s=s: leaf[s], trained.state)), np.zeros(1000)
         for i in range(0, _STACKS, _AT_ONCE):
             made = own.make(own.latents(jax.random.fold_in(key, i), _AT_ONCE))
+            if not _is_sound(x, made):
+                continue
             told = classifier.classes(judge, _colours(made)).reshape(-1, 3)
             counts += np.bincount(told @ [100, 10, 1], minlength=1000)
-        share = counts[counts > 0] / _STACKS
+        share = counts[counts > 0] / max(counts.sum(), 1)
         found["classes"].append(np.sum(share >= 1e-4))
         found["modes"].append(len(share))
-        found["divergence"].append(np.sum(share * np.log(1000.0 * share)))
+        found["divergence"].append(np.sum(share * np.log(1000.0 * share)) if len(share) else np.nan)
     by_run = {name: scores.summary(np.array(values)) for name, values in found.items()}
     return by_run | {"accuracy": judge.accuracy}
 

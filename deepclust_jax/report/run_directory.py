@@ -51,13 +51,16 @@ def write(
         made = pretext.made_rows(options, dataset.x, trained)
         left = len(dataset.x) - options.data.held_out
         seen = dataset.x[:left] if options.data.held_out else dataset.x
-        played = pretext.of_game(made, seen)
+        played = pretext.of_game(made, seen, options.data.n_clusters)
         lost = np.flatnonzero(game.diverged(trained.state)).tolist()
         played["diverged"] = sorted({*lost, *played.pop("exploded")})
         covered = pretext.uncovered(played)
         if covered is not None:  # no loss of a game tells how far it came
             objectives, chosen_by = covered, "uncovered share"
-        objectives[[*played["collapsed"], *played["diverged"]]] = np.nan
+        aside = {*played["collapsed"], *played["diverged"]}
+        narrow = aside | {*played["narrow"]}
+        # Runs that leave kinds of rows out, only where another does not.
+        objectives[sorted(narrow if len(narrow) < len(objectives) else aside)] = np.nan
     k = None if options.method.merge else options.data.n_clusters
     report = scores.score_population(
         labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by
@@ -363,6 +366,7 @@ def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> N
     if made.shape[1:] == (2,):
         some = np.asarray(dataset.x[pretext.compared(len(dataset.x))])
         figures.made_points(folder / "made.png", some, made)
+    film.write(folder)
     if dataset.kind != "image" or made.shape[-1] not in (1, 3):
         return
     state = jax.tree.map(lambda leaf: leaf[chosen], trained.state)
@@ -382,7 +386,6 @@ def _write_made(folder, options, dataset, trained, chosen, centroids, made) -> N
         n_clusters=len(centroids), title=title,
     )  # fmt: skip
     figures.grid(folder / "walk.png", film.walks(maker, key, options), film.COLUMNS)
-    film.write(folder)
 
 
 class _Scaled:

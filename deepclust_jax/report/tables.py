@@ -69,7 +69,7 @@ def _comparison(report: Mapping[str, Any]) -> list[str]:
 def _measures(made: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, score in made.items():
-        is_share = name in ("precision", "recall", "coverage", "near")
+        is_share = name in ("precision", "recall", "coverage", "near", "copied")
         text, unit = (_percent, " [%]") if is_share else (_number, "")
         lines.append(f"  {name}{unit} {_row('', score, [], text)[1]}")
     return lines
@@ -134,6 +134,11 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
             lines.append(f"run 0, after epoch {by_epoch}")
         if found["collapsed"]:
             lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
+        if narrow := sorted({*found.get("narrow", [])} - {*found["collapsed"], *found["diverged"]}):
+            lines.append(
+                "narrow, made rows are in half of the clusters of real ones or fewer: runs "
+                f"{narrow}; train longer, or raise --penalty"
+            )
         if found["diverged"]:
             lines.append(
                 "diverged, stopped or with made rows far beyond the real ones: runs "
