@@ -102,8 +102,8 @@ def write(folder: Path) -> None:
     """film.gif of the frames that are there, and both they and `measures` to TensorBoard."""
     from PIL import Image
 
-    logs.write_made(folder, measures(folder))
     frames = sorted((folder / FRAMES).glob("*.png"))
+    logs.write_film(folder, {int(frame.stem): frame for frame in frames}, measures(folder))
     if not frames:
         return
     pictures = [Image.open(frame).convert("P") for frame in frames]
@@ -111,4 +111,3 @@ def write(folder: Path) -> None:
     pictures[0].save(
         folder / FILM, save_all=True, append_images=pictures[1:], duration=lasting, loop=0
     )
-    logs.write_frames(folder, {int(frame.stem): frame for frame in frames})

@@ -186,20 +186,20 @@ def write_images(folder: str | os.PathLike, paths: Iterable[str | os.PathLike]) 
             writer.add_image(path.stem, pixels, dataformats="HWC")
 
 
-def write_made(folder: str | os.PathLike, by_epoch: Mapping[str, Mapping[str, float]]) -> None:
-    """Show measures of made rows by epoch among TensorBoard's scalars, as made/NAME."""
+def write_film(
+    folder: str | os.PathLike,
+    frames: Mapping[int, str | os.PathLike],
+    by_epoch: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Show PNG files by epoch in TensorBoard's image tab, as one picture with a slider, and
+    measures of made rows by epoch among its scalars, as made/NAME."""
+    from PIL import Image
+
     with _writer(Path(folder) / "tensorboard" / "film") as writer:
         for epoch, measures in by_epoch.items():
             for name, value in measures.items():
                 if math.isfinite(value):
                     writer.add_scalar(f"made/{name}", value, global_step=int(epoch))
-
-
-def write_frames(folder: str | os.PathLike, frames: Mapping[int, str | os.PathLike]) -> None:
-    """Show PNG files by epoch in TensorBoard's image tab, as one picture with a slider."""
-    from PIL import Image
-
-    with _writer(Path(folder) / "tensorboard" / "film") as writer:
         for epoch, path in frames.items():
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
