@@ -80,6 +80,16 @@ def test_settings_that_no_game_can_have(module, name, value, wanted):
         module.build(module.Config(**{name: value}), (5,))
 
 
+def test_no_penalty_asks_for_no_slope():
+    """Trap: nothing times an infinite slope is no number, and the step is not taken."""
+    rows, mask = jnp.zeros((4, 2)), jnp.ones(4)
+    found = game.of_players(
+        lambda own, rows: jnp.sqrt(jnp.sum(rows, axis=1)), {}, rows, rows, mask, KEY,
+        objective="logistic", penalty=0.0,
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], 2.0 * np.log(2.0), rtol=1e-6)
+
+
 def test_unknown_objective():
     with pytest.raises(ValueError, match="expected objective logistic, hinge, wasserstein, found"):
         gan.build(dataclasses.replace(SMALL, objective="saturating"), (5,))
