@@ -243,7 +243,7 @@ def latents(
     noise_key, code_key = jax.random.split(key)
     noise = scale * jax.random.normal(noise_key, (n, width))
     if clusters is None:
-        prior = prior_of(config.prior, config.n_clusters)
+        prior = prior_of(config.prior, k)
         clusters = jax.random.choice(code_key, k, (n,), p=prior)
     return jnp.concatenate([noise, jax.nn.one_hot(clusters, k)], axis=1)
 
@@ -275,8 +275,11 @@ def check(config: Any) -> None:
     known = ", ".join(losses.ADVERSARIAL)
     expect("objective", known, lambda value: value in losses.ADVERSARIAL)
     for name, least in _WHOLE.items():
-        is_right = lambda v, least=least: isinstance(v, int | np.integer) and v >= least  # noqa: E731
-        expect(name, f"a whole number >= {least}", is_right)
+        expect(
+            name,
+            f"a whole number >= {least}",
+            lambda value, least=least: isinstance(value, int | np.integer) and value >= least,
+        )
     for name in _ABOVE_0:
         expect(name, "> 0", lambda value: 0 < value < math.inf)
     for name in _FROM_0:

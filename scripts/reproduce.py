@@ -585,10 +585,8 @@ def quality_table() -> str:
     for data, row, files in cells():
         reports = [json.loads(file.read_text()) for file in files]
         old = mark_of(reports, row)
-        for report in reports:
-            report["recipe"].pop(
-                "version", None
-            )  # cells of two versions are one row, which is told
+        for report in reports:  # cells of two versions are one row, which is told
+            report["recipe"].pop("version", None)
         for file, report in zip(files, reports, strict=True):
             if not is_same(report["recipe"], reports[0]["recipe"]):
                 raise SystemExit(
