@@ -587,8 +587,7 @@ def test_stacks_of_digits_are_told():
     one = {"values": [900.0, 950.0], "mean": 925.0, "std": 35.4}
     stacked = {"classes": one, "modes": one, "divergence": one, "accuracy": 0.985}
     report["pretext"] = {
-        "made": {}, "compared": 5000, "stacked": stacked, "over_training": {}, "collapsed": [],
-        "diverged": [],
+        "made": {}, "compared": 5000, "stacked": stacked, "over_training": {},
     }  # fmt: skip
     line = next(x for x in tables.score_table(report).splitlines() if "stacks of digits" in x)
     assert "have 925.0 ± 35 with a tenth" in line and "right on 98.5 %" in line

@@ -13,7 +13,7 @@ from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
 from deepclust_jax import config, data, run, train
 from deepclust_jax.metrics import classifier
-from deepclust_jax.report import film, pretext, tables
+from deepclust_jax.report import film, lost, pretext
 from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -40,13 +40,14 @@ def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
     made = np.load(out / "made.npy")
     assert made.shape == (200, 8, 8, 1) and 0.0 <= made.min() < made.max() <= 1.0
     assert (out / "made.png").stat().st_size > 1000
-    found = json.loads((out / "report.json").read_text())["pretext"]
+    report = json.loads((out / "report.json").read_text())
+    found = report["pretext"]
     assert found["compared"] == 200
+    assert {one["reason"] for one in report["lost"]} <= {"narrow"}  # of two epochs
     assert list(found["made"]) == [
         "classes", "copied", "copies", "coverage", "density", "frechet", "occupied", "precision",
         "recall", "spread",
     ]  # fmt: skip
-    assert found["collapsed"] == found["diverged"] == []
     assert all(len(score["values"]) == 2 for score in found["made"].values())
     judge = found["judged"]
     assert judge["accuracy"] > 0.8 and 1 <= max(judge["made"]["classes"]["values"]) <= 10
@@ -91,6 +92,13 @@ def test_points_without_labels_are_drawn(tmp_path):
     assert "classes" not in found and "classes" not in printed.split("made rows")[1]
 
 
+def reasons(played):
+    """Of a game of which no step was missed, why which run is lost."""
+    n = len(played["made"]["spread"]["values"])
+    gone = lost.of_game(played, 3, np.zeros(n, bool), np.ones((1, n)), np.ones((1, n)))
+    return {one["run"]: one["reason"] for one in lost.listed(gone)}
+
+
 def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     """Worked: run 0 makes the rows themselves, run 1 one row of the first class over and over, run
     2 rows of the first class."""
@@ -107,13 +115,8 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     assert found["made"]["copies"]["values"][0] == 0.0
     assert found["made"]["copied"]["values"][0] == 1.0
     assert found["made"]["spread"]["values"][:2] == pytest.approx([1.0, 0.0], abs=1e-6)
-    assert found["collapsed"] == [1] and found["narrow"] == [1, 2]
     assert "frechet" in found["made"]
-    shown = tables._pretext(found | {"diverged": [0], "over_training": {}})
-    assert "collapsed, made rows are all alike: runs [1]" in shown
-    assert any(line.startswith("narrow, ") and "runs [2]; " in line for line in shown)
-    assert shown[-1].startswith("diverged, stopped or with made rows far beyond the real ones: ")
-    assert shown[-1].endswith("runs [0]; lower --learning-rate")
+    assert reasons(found) == {1: "collapsed", 2: "narrow"}
     monkeypatch.setattr(pretext, "WIDEST", 1)
     assert "frechet" not in pretext.of_game(made, x, 3)["made"]
 
@@ -136,7 +139,8 @@ def test_one_row_in_the_middle_covers_nothing():
     x = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
     found = pretext.of_game(np.stack([x, np.zeros_like(x)]), x, 3)
     assert found["made"]["coverage"]["values"][1] > 0.1
-    assert pretext.uncovered(found).tolist() == [0.0, 1.0] and found["collapsed"] == [1]
+    assert pretext.uncovered(found).tolist() == [0.0, 1.0]
+    assert reasons(found) == {1: "collapsed"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e12, 1e30])
@@ -145,7 +149,7 @@ def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     made = np.where(x > 0, np.float32(value), x)
     found = pretext.of_game(made[None], x, 3)
-    assert found["exploded"] == [0] and found["collapsed"] == []
+    assert reasons(found) == {0: "diverged"}
     assert found["made"]["recall"]["values"] == [0.0]
     assert np.isnan(found["made"]["frechet"]["values"]).all()
     labels = np.arange(50) % 2
@@ -157,7 +161,7 @@ def test_a_generator_far_beyond_the_rows_has_exploded():
     """Trap: its loss is finite, and it agrees with itself."""
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     found = pretext.of_game(np.stack([1e5 * x, x]), x, 3)
-    assert found["exploded"] == [0] and found["collapsed"] == []
+    assert reasons(found) == {0: "diverged"}
 
 
 def test_copies_are_looked_for_among_all_rows(monkeypatch):
@@ -220,10 +224,11 @@ def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
             "--learning-rate", "1e30", "--hidden", "8", "--embed-dim", "2",
             "--labels", tmp_path / "labels.npy"]  # fmt: skip
     printed = done(GAN, *args, "--epochs", "30", "--out", tmp_path / "run")
-    assert "diverged, stopped or with made rows far beyond the real ones: runs [0]" in printed
+    assert "lower --learning-rate: runs 0 (from epoch 2 on)" in printed
     assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["objective"]["values"] == [None]
+    assert report["lost"] == [{"run": 0, "reason": "diverged", "epoch": 2}]  # a step an epoch
 
 
 def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
@@ -305,7 +310,10 @@ def test_a_run_that_makes_one_kind_of_rows_is_set_aside(monkeypatch, tmp_path, w
     args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "2", "--epochs", "1"]
     done(GAN, *args, "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["pretext"][worse] == [0] and report["chosen"]["run"] == 1
+    assert (
+        report["lost"] == [{"run": 0, "reason": worse, "epoch": None}]
+        and report["chosen"]["run"] == 1
+    )
     assert report["objective"]["values"][0] is None
     assert "1 diverged or collapsed set aside" in report["chosen"]["reason"]
 

@@ -151,10 +151,6 @@ def of_game(made_by_run: np.ndarray, x: Any, n_clusters: int) -> dict[str, Any]:
     """How the rows that each run made compare with those it was trained on, x, in their own
     numbers; `occupied` are those of n_clusters clusters of the real rows that made rows have a
     tenth or more of their share in.
-
-    `collapsed` are the runs whose made rows have less than a tenth of the deviation of real ones,
-    `narrow` those that leave out half of the clusters or more, and `exploded` those with ten times
-    the deviation or more, or with rows that are not finite.
     """
     d = math.prod(x.shape[1:])
     real = np.asarray(x[compared(len(x))]).reshape(-1, d)
@@ -174,14 +170,7 @@ def of_game(made_by_run: np.ndarray, x: Any, n_clusters: int) -> dict[str, Any]:
         near = np.asarray(kmeans.assign(made, parts.centroids)[0])
         found[s]["occupied"] = _classes(near, np.asarray(parts.labels), n_clusters)
         found[s]["spread"] = float(np.sqrt(made.var(axis=0).sum() / real.var(axis=0).sum()))
-    runs = list(enumerate(own["spread"] for own in found))
-    return {
-        "made": _summaries(found),
-        "compared": len(real),
-        "collapsed": [s for s, spread in runs if spread < 0.1],
-        "narrow": [s for s, own in enumerate(found) if own["occupied"] <= len(parts.centroids) / 2],
-        "exploded": [s for s, spread in runs if not spread < 10.0],  # NaN is not <
-    }
+    return {"made": _summaries(found), "compared": len(real)}
 
 
 def _summaries(by_run: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from deepclust_jax.report import (
     figures,
     film,
     logs,
+    lost,
     pretext,
     scores,
     words,
@@ -46,25 +47,39 @@ def write(
     """
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
-    objectives, chosen_by = final_losses(folder, len(labels_all)), "final loss"
+    logged = last_phase(folder)
+
+    def epochs_of(name):  # [epochs, S]
+        return logged.get(name, np.zeros((0, len(labels_all))))
+
+    objectives, chosen_by = np.zeros(len(labels_all)), "final loss"
+    if len(losses := epochs_of("loss")):
+        objectives = losses[-1].copy()
+    gone = lost.of_any(labels_all, losses)
+    if options.method.method == "deep_cluster":
+        played = pretext.of_deep_cluster(trained)
+        gone += lost.of_classes(np.asarray(played["used"]["values"]), epochs_of("used"))
     if options.method.method in config.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
         left = len(dataset.x) - options.data.held_out
         seen = dataset.x[:left] if options.data.held_out else dataset.x
         played = pretext.of_game(made, seen, options.data.n_clusters)
-        lost = np.flatnonzero(game.diverged(trained.state)).tolist()
-        played["diverged"] = sorted({*lost, *played.pop("exploded")})
         covered = pretext.uncovered(played)
         if covered is not None:  # no loss of a game tells how far it came
             objectives, chosen_by = covered, "uncovered share"
-        aside = {*played["collapsed"], *played["diverged"]}
-        narrow = aside | {*played["narrow"]}
-        # Runs that leave kinds of rows out, only where another does not.
-        objectives[sorted(narrow if len(narrow) < len(objectives) else aside)] = np.nan
+        missed = game.diverged(trained.state)
+        gone += lost.of_game(
+            played, options.data.n_clusters, missed, epochs_of("taken"), epochs_of("spread")
+        )
+    gone = lost.listed(gone)
+    aside = [one["run"] for one in gone if one["reason"] != "narrow"]
+    # Runs that leave kinds of rows out, only where another does not.
+    objectives[[one["run"] for one in gone] if len(gone) < len(objectives) else aside] = np.nan
     k = None if options.method.merge else options.data.n_clusters
     report = scores.score_population(
         labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by
     )
+    report["lost"] = gone
     if options.method.merge:
         report["clusters"] = scores.counted(labels_all)
         k = len(report["cluster_sizes"])  # of the run kept
@@ -91,7 +106,7 @@ def write(
     if options.method.method == "rotation":
         report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
     if options.method.method == "deep_cluster":
-        report["pretext"] = pretext.of_deep_cluster(trained)
+        report["pretext"] = played
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method in config.GAMES:
@@ -315,13 +330,11 @@ def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -
         table.writerows(zip(files, labels.tolist(), strict=True))
 
 
-def final_losses(folder: Path, n_seeds: int) -> np.ndarray:
-    """Loss of every run in the last epoch that was logged, 0 without any. -> [S]."""
+def last_phase(folder: Path) -> dict[str, np.ndarray]:
+    """Metrics [epochs, S] of the last phase that was logged; {} without any."""
     logged = logs.read_metrics(folder)
-    for phase in ("train", "pretrain"):
-        if "loss" in logged.get(phase, {}):
-            return logged[phase]["loss"][-1]
-    return np.zeros(n_seeds)
+    found = (logged[phase] for phase in reversed(run.PHASES) if "loss" in logged.get(phase, {}))
+    return next(found, {})
 
 
 def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:

@@ -1,12 +1,19 @@
 """The table printed at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 MISSING = "–"
 FIRST = ("accuracy", "nmi", "ari")  # as papers print them; the other scores follow by name
+LOST = {  # what the reasons of lost.py mean
+    "diverged": "diverged, steps were not finite or made rows lie far beyond real ones; lower "
+    "--learning-rate",
+    "collapsed": "collapsed, made rows or codes are all alike or one cluster has most rows",
+    "narrow": "narrow, made rows are in half of the clusters of real ones or fewer; train longer, "
+    "or raise --penalty",
+}
 FEW_TEXTS = 5000  # of BBC news 2,225 are too few, of AG News 7,600 enough
 
 
@@ -43,6 +50,7 @@ def score_table(report: Mapping[str, Any]) -> str:
         found = _first(report["nuisance"], " %")
         lines.append(f"Against the nuisance labels, of which the less the better: {found}")
     lines += _pretext(report.get("pretext"))
+    lines += _lost(report.get("lost", []))
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")
     sizes = " ".join(str(size) for size in report["cluster_sizes"])
@@ -132,26 +140,10 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
                 for epoch, own in _some(found["over_training"])
             )
             lines.append(f"run 0, after epoch {by_epoch}")
-        if found["collapsed"]:
-            lines.append(f"collapsed, made rows are all alike: runs {found['collapsed']}")
-        if narrow := sorted({*found.get("narrow", [])} - {*found["collapsed"], *found["diverged"]}):
-            lines.append(
-                "narrow, made rows are in half of the clusters of real ones or fewer: runs "
-                f"{narrow}; train longer, or raise --penalty"
-            )
-        if found["diverged"]:
-            lines.append(
-                "diverged, stopped or with made rows far beyond the real ones: runs "
-                f"{found['diverged']}; lower --learning-rate"
-            )
         return lines
     if "used" in found:
         used, agreement = (_row("", found[name], [], _percent)[1] for name in ("used", "agreement"))
-        lines = [f"classes in use [%]: {used}; agreement with those before [%]: {agreement}"]
-        collapsed = [s for s, value in enumerate(found["used"]["values"]) if value < 0.1]
-        if collapsed:
-            lines.append(f"collapsed, few classes have most rows: runs {collapsed}")
-        return lines
+        return [f"classes in use [%]: {used}; agreement with those before [%]: {agreement}"]
     overall = _row("", found["accuracy"], [], _percent)[1]
     lines = [f"turns found [%], {found['rows']}: {overall}"]
     if "by_class" in found:
@@ -160,6 +152,19 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
     for i, block in enumerate(found["blocks"], 1):
         scored = f"; {_first(block['external'])}" if "external" in block else ""
         lines.append(f"block {i}: chosen by {block['chosen']} runs{scored}")
+    return lines
+
+
+def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for every reason by which runs are lost."""
+    lines = []
+    for reason, words in LOST.items():
+        shown = ", ".join(
+            str(one["run"]) + ("" if one["epoch"] is None else f" (from epoch {one['epoch']} on)")
+            for one in runs
+            if one["reason"] == reason
+        )
+        lines += [f"{words}: runs {shown}"] if shown else []
     return lines
 
 
