@@ -21,7 +21,15 @@ import tyro
 RESULTS = reproduce.ROOT / "results" / "made_rows"
 
 Run = Literal[
-    "ring_8", "grid_25", "usps", "mnist", "fashion_mnist", "stacked_mnist", "usps-few", "fsdd-few"
+    "ring_8",
+    "grid_25",
+    "usps",
+    "usps-conv",
+    "mnist",
+    "fashion_mnist",
+    "stacked_mnist",
+    "usps-few",
+    "fsdd-few",
 ]
 RUNS: dict[str, str] = {
     "ring_8": "train_gan.py --data ring_8 --hidden 128 128 128 --penalty 0.01 "
@@ -29,6 +37,7 @@ RUNS: dict[str, str] = {
     "grid_25": "train_gan.py --data grid_25 --hidden 128 128 128 --penalty 0.01 "
     "--learning-rate 3e-3 --batch-size 512 --epochs 300",
     "usps": "train_gan.py --data usps",
+    "usps-conv": "train_gan.py --data usps --network conv",
     "mnist": "train_gan.py --data mnist --hidden 512 512 --penalty 3 --epochs 60",
     "fashion_mnist": "train_gan.py --data fashion_mnist --hidden 512 512 --penalty 3 --epochs 60",
     "stacked_mnist": "train_gan.py --data stacked_mnist --hidden 512 512 --penalty 3 --epochs 60",
