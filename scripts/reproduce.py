@@ -58,7 +58,7 @@ Row = Literal[
     "next_frame", "cross_modal", "cross_modal-each", "gan", "info_gan", "info_gan-affine",
     "cluster_gan", "cluster_gan-affine", "bi_gan", "idec-of-contrastive-speech",
     "n2d-of-contrastive-speech", "idec-of-next_token", "n2d-of-next_token", "idec-of-rotation",
-    "n2d-of-rotation",
+    "n2d-of-rotation", "n2d-of-gan",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -70,7 +70,8 @@ ROWS: tuple[Row, ...] = (
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
     "cross_modal-each", "gan", "info_gan", "info_gan-affine", "cluster_gan", "cluster_gan-affine",
     "bi_gan", "idec-of-contrastive-speech", "n2d-of-contrastive-speech", "idec-of-next_token",
-    "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "autoencoder-paper",
+    "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "n2d-of-gan",
+    "autoencoder-paper",
 )  # fmt: skip
 _OF = "-of-"  # a method whose data are the features of another row
 
@@ -396,6 +397,8 @@ def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
 
     from deepclust_jax import data, train
 
+    if games_lost(row, front.state)[i]:
+        raise train.Diverged(f"expected finite steps of {row}, found others for seed {seed}")
     state = jax.tree.map(lambda leaf: leaf[i], front.state)
     z = train.embed(front.algorithm, state, dataset.x)[0]
     if not np.isfinite(z).all():
@@ -408,6 +411,14 @@ def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
     return dataclasses.replace(codes, name=name, n_clusters=dataset.n_clusters)
 
 
+def games_lost(row: str, state: Any) -> np.ndarray:
+    """Which runs [S] of a row are games that were lost, whose weights stay finite. -> [S] bool."""
+    from deepclust_jax import config, game
+
+    is_game = row.split("-")[0] in config.GAMES
+    return game.diverged(state) if is_game else np.zeros(len(state.step), bool)
+
+
 def write_cells(
     dataset: Any,
     labels: Any,
@@ -418,13 +429,10 @@ def write_cells(
     commits: Mapping[str, str | None],
 ) -> None:
     """Write the cells of what was trained on rows x; raises Diverged after those that did not."""
-    from deepclust_jax import config, game, train
+    from deepclust_jax import train
 
     z, found = train.embed(trained.algorithm, trained.state, x)
-    diverged = []
-    # A game that is lost keeps finite weights.
-    is_game = row.split("-")[0] in config.GAMES
-    lost = game.diverged(trained.state) if is_game else np.zeros(len(seeds), bool)
+    diverged, lost = [], games_lost(row, trained.state)
     for seed, codes, assigned, is_lost in zip(seeds, z, found, lost, strict=True):
         if is_lost or not np.isfinite(codes).all():
             diverged.append(seed)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -396,6 +397,16 @@ def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
     assert len(trained) == 2 * len(MADE)
     assert "digits autoencoder seeds [1]: expected a finite loss" in capsys.readouterr().err
     assert not list(folder.rglob("results/*/*/*.json"))
+
+
+def test_the_features_of_a_lost_game_are_no_data():
+    """Trap: its weights are finite, those from before it was lost."""
+    lost = types.SimpleNamespace(step=np.array([20, 20]), missed=np.array([0, 10]))
+    front = types.SimpleNamespace(state=lost)
+    with pytest.raises(train.Diverged, match="finite steps of gan, found others for seed 7"):
+        REPRODUCE.codes_of(None, "gan", front, 1, 7)
+    assert REPRODUCE.games_lost("gan", lost).tolist() == [False, True]
+    assert not REPRODUCE.games_lost("rotation", lost).any()
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(folder, capsys):
