@@ -68,6 +68,16 @@ def cluster(options: Options) -> int:
             f"expected rows to cluster, found the run {options.data}; give its embeddings.npy, or "
             "of new rows those that cluster.py writes to --embeddings-out for that run"
         )
+    flags = {"--labels-out": options.labels_out, "--embeddings-out": options.embeddings_out}
+    outputs = [path for path in flags.values() if path is not None]
+    for flag, path in flags.items():
+        if path is not None:
+            command.check_output(path, ".npy", flag, overwrite=options.overwrite)
+    table = options.labels_out.with_suffix(".csv") if Path(options.data).is_dir() else None
+    if table is not None:
+        command.check_output(table, ".csv", "--labels-out", overwrite=options.overwrite)
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     run.platform()
     trained = run.restore(options.run)
     stored = preprocessing.load(options.run)
@@ -101,16 +111,6 @@ def cluster(options: Options) -> int:
             f"expected rows of shape {trained.shape} as in {options.run}, "
             f"found {tuple(dataset.x.shape[1:])} in {options.data}; give rows of that shape"
         )
-    flags = {"--labels-out": options.labels_out, "--embeddings-out": options.embeddings_out}
-    outputs = [path for path in flags.values() if path is not None]
-    for flag, path in flags.items():
-        if path is not None:
-            command.check_output(path, ".npy", flag, overwrite=options.overwrite)
-    table = options.labels_out.with_suffix(".csv") if Path(options.data).is_dir() else None
-    if table is not None:
-        command.check_output(table, ".csv", "--labels-out", overwrite=options.overwrite)
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
     z, labels = train.embed(trained.algorithm, kept, dataset.x)
     for path, found in zip(outputs, (labels[0], z[0]), strict=False):

@@ -70,10 +70,10 @@ def select(options: Options) -> int:
     command.check_seed(options.seed)
     if options.draws < 1:
         raise ValueError(f"expected --draws >= 1, found {options.draws}")
+    command.check_output(options.out, ".png", "--out", overwrite=options.overwrite)
     rows, _, _ = run_directory.rows_of(
         options.source, options.labels, kind=options.kind, scaling=options.scaling
     )
-    command.check_output(options.out, ".png", "--out", overwrite=options.overwrite)
     key = jax.random.key(options.seed)
     keys = [key, *(jax.random.fold_in(key, i) for i in range(1, options.draws))]
     found = [

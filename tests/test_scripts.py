@@ -938,6 +938,8 @@ def test_outputs_are_not_replaced_unless_asked_and_must_be_arrays(base, tmp_path
     out.write_text("mine")
     args = (base.folder, "digits", "--limit", "20")
     assert "another --labels-out" in refused(CLUSTER, *args, "--labels-out", out)
+    # Before data are read.
+    assert "another --labels-out" in refused(CLUSTER, base.folder, "digitz", "--labels-out", out)
     free = ("--labels-out", tmp_path / "other.npy", "--embeddings-out", out)
     assert "another --embeddings-out" in refused(CLUSTER, *args, *free)
     assert ".npy" in refused(CLUSTER, *args, "--labels-out", tmp_path / "labels.txt")
@@ -1056,6 +1058,7 @@ def test_evidence_for_the_number_of_clusters(base, tmp_path):
     assert plot.read_bytes()[:4] == b"\x89PNG" and "silhouette" in out
     assert [line.split()[0] for line in out.splitlines()[1:5]] == ["1", "2", "3", "4"]
     assert "--overwrite" in refused(SELECT_K, base.folder, "--out", plot)
+    assert "--overwrite" in refused(SELECT_K, "digitz", "--out", plot)  # before data are read
     assert "half the rows" in refused(SELECT_K, base.folder, "--k-max", "150", "--out", "a.png")
     assert "--draws >= 1" in refused(SELECT_K, base.folder, "--draws", "0", "--out", "a.png")
     out = done(SELECT_K, base.folder, "--k-max", "4", "--draws", "2", "--out", plot, "--overwrite")
