@@ -63,6 +63,7 @@ def test_choose_where_all_runs_are_lost_says_so():
         n = len(labels)
         reason = f"All {n} runs diverged or collapsed; run 0 is one of them."
         assert scores.choose(labels, np.array(losses)) == (0, reason)
+    assert scores.choose(RUNS[:1], np.array([np.nan])) == (0, "The only run diverged or collapsed.")
 
 
 def test_choose_of_two_tells_a_tie():

@@ -83,6 +83,8 @@ def choose(
     loss = np.where(np.isfinite(objectives), objectives, np.inf)
     if not sound.any():
         best = int(np.argmin(loss))
+        if len(runs) == 1:
+            return best, "The only run diverged or collapsed."
         return best, f"All {len(runs)} runs diverged or collapsed; run {best} is one of them."
     if len(runs) < 3:
         best = int(runs[np.argmin(loss[runs])])
