@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deepclust_jax import config, run, train
-from deepclust_jax.report import logs, run_directory
+from deepclust_jax.report import run_directory
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (config.Data, config.Method, config.Network, config.Training, config.Run)
@@ -432,17 +432,6 @@ def test_cluster_means_and_the_mean_of_all_for_an_empty_cluster():
     expected = np.array([[8 / 3, 2], [1, 2], [6, 2], [8 / 3, 2]], np.float32)
     np.testing.assert_allclose(means, expected, rtol=1e-6)
     assert means.dtype == np.float32
-
-
-def test_a_run_is_judged_by_the_last_phase_that_was_logged(tmp_path):
-    with logs.open_log(tmp_path) as log:
-        assert run_directory.last_phase(tmp_path) == {}
-        log.epoch("pretrain", 0, {"loss": np.array([9.0, 8.0])})
-        log.epoch("pretrain", 1, {"loss": np.array([7.0, 6.0])})
-        found = run_directory.last_phase(tmp_path)["loss"]
-        np.testing.assert_array_equal(found, [[9, 8], [7, 6]])
-        log.epoch("train", 0, {"loss": np.array([5.0, 4.0])})
-    np.testing.assert_array_equal(run_directory.last_phase(tmp_path)["loss"], [[5, 4]])
 
 
 def test_peak_memory_is_in_bytes():

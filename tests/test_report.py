@@ -41,7 +41,7 @@ def assert_png(path: Path, low: int = 60, high: int = 1800) -> None:
 
 
 def test_choose_cannot_see_labels():
-    names = ["labels_all", "objectives", "chosen_by"]
+    names = ["labels_all", "objectives", "chosen_by", "aside"]
     assert list(inspect.signature(scores.choose).parameters) == names
 
 
@@ -61,9 +61,9 @@ def test_choose_where_all_runs_are_lost_says_so():
     lost = [(RUNS[:2], [np.nan, np.nan]), (np.zeros_like(RUNS), np.arange(4.0))]
     for labels, losses in lost:
         n = len(labels)
-        reason = f"All {n} runs diverged or collapsed; run 0 is one of them."
+        reason = f"All {n} runs are lost; run 0 is one of them."
         assert scores.choose(labels, np.array(losses)) == (0, reason)
-    assert scores.choose(RUNS[:1], np.array([np.nan])) == (0, "The only run diverged or collapsed.")
+    assert scores.choose(RUNS[:1], np.array([np.nan])) == (0, "The only run is lost.")
 
 
 def test_choose_of_two_tells_a_tie():
@@ -86,8 +86,20 @@ def test_choose_sets_diverged_and_collapsed_runs_aside():
     collapsed = np.zeros_like(RUNS[:1])
     runs = np.concatenate([collapsed, collapsed, collapsed, RUNS[:3]])
     run, reason = scores.choose(runs, np.array([0.0, 0.0, 0.0, 1.0, 2.0, 3.0]))
-    assert run == 3 and "3 diverged or collapsed set aside" in reason
+    assert run == 3 and "3 lost set aside" in reason
     assert scores.choose(RUNS[:2], np.array([np.nan, 5.0]))[0] == 1
+
+
+def test_runs_that_are_told_to_be_lost_are_set_aside_and_their_losses_stay():
+    lost = np.array([True, True, False, False])
+    losses = np.array([0.0, 1.0, 3.0, 2.0])
+    z = np.random.default_rng(0).normal(size=(9, 2))
+    report = scores.score_population(RUNS, (z for _ in RUNS), losses, aside=lost)
+    assert report["chosen"]["run"] == 3 and "2 lost set aside" in report["chosen"]["reason"]
+    assert report["objective"]["values"] == losses.tolist()
+    assert scores.voted(RUNS, losses, 3, lost) is None, "of two there is no most"
+    losses[0] = np.inf
+    assert scores.choose(RUNS, losses, aside=np.ones(4, bool))[0] == 1, "the lowest that is finite"
 
 
 def test_runs_that_diverged_or_collapsed_have_no_vote():

@@ -224,11 +224,12 @@ def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
             "--learning-rate", "1e30", "--hidden", "8", "--embed-dim", "2",
             "--labels", tmp_path / "labels.npy"]  # fmt: skip
     printed = done(GAN, *args, "--epochs", "30", "--out", tmp_path / "run")
-    assert "lower --learning-rate: runs 0 (from epoch 2 on)" in printed
+    assert "that of the pretraining: runs 0 (from epoch 2 of train on)" in printed
     assert np.isfinite(np.load(tmp_path / "run" / "embeddings.npy")).all()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["objective"]["values"] == [None]
-    assert report["lost"] == [{"run": 0, "reason": "diverged", "epoch": 2}]  # a step an epoch
+    # A step an epoch.
+    assert report["lost"] == [{"run": 0, "reason": "diverged", "phase": "train", "epoch": 2}]
+    assert report["chosen"]["reason"] == "The only run is lost."
 
 
 def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
@@ -310,12 +311,9 @@ def test_a_run_that_makes_one_kind_of_rows_is_set_aside(monkeypatch, tmp_path, w
     args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "2", "--epochs", "1"]
     done(GAN, *args, "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert (
-        report["lost"] == [{"run": 0, "reason": worse, "epoch": None}]
-        and report["chosen"]["run"] == 1
-    )
-    assert report["objective"]["values"][0] is None
-    assert "1 diverged or collapsed set aside" in report["chosen"]["reason"]
+    assert report["lost"] == [{"run": 0, "reason": worse, "phase": None, "epoch": None}]
+    assert report["chosen"]["run"] == 1
+    assert "1 lost set aside" in report["chosen"]["reason"]
 
 
 def test_held_out_rows_do_not_decide_the_range(tmp_path):

@@ -13,19 +13,38 @@ class Lost(NamedTuple):
 
     reason: str  # one of REASONS
     runs: np.ndarray  # [S] bool
-    shown: np.ndarray | None = None  # [epochs, S] bool: where their log shows it
+    shown: np.ndarray | None = None  # [epochs, S] bool: where the log of the phase shows it
+    phase: str = "train"
 
 
-def of_any(labels_all: np.ndarray, losses: np.ndarray) -> list[Lost]:
-    """By any method: one cluster for all rows [S, n], or a loss [epochs, S] that is not finite."""
-    one = np.array([len(np.unique(labels)) == 1 for labels in labels_all])
-    wrong = ~np.isfinite(losses)
-    return [Lost("diverged", wrong[-1:].any(axis=0), wrong), Lost("collapsed", one)]
+def of_any(
+    z_all: np.ndarray,
+    labels_all: np.ndarray,
+    losses: Mapping[str, np.ndarray],
+    *,
+    may_be_one: bool = False,
+) -> list[Lost]:
+    """By any method: codes [S, n, d] or a last loss that are not finite; one cluster for all rows
+    [S, n], unless there may be.
+
+    `losses` are those of the phases, in their order, [epochs, S] each.
+    """
+    phases = {phase: ~np.isfinite(own) for phase, own in losses.items() if len(own)}
+    diverged = ~np.isfinite(z_all).all(axis=(1, 2))  # by its last step, after its last loss
+    if phases:
+        diverged |= list(phases.values())[-1][-1]
+    found = [Lost("diverged", diverged & own[-1], own, phase) for phase, own in phases.items()]
+    found.append(Lost("diverged", diverged))
+    if not may_be_one:
+        one = np.array([len(np.unique(labels)) == 1 for labels in labels_all])
+        found.append(Lost("collapsed", one))
+    return found
 
 
-def of_classes(used: np.ndarray, logged: np.ndarray) -> list[Lost]:
-    """By deep_cluster: less than a tenth of the classes in use. [S], [epochs, S]."""
-    return [Lost("collapsed", used < 0.1, logged < 0.1)]
+def of_classes(used: np.ndarray, logged: np.ndarray, n_classes: int, n_clusters: int) -> list[Lost]:
+    """By deep_cluster: fewer classes in use than half of the clusters. Shares [S], [epochs, S]."""
+    least = 0.5 * n_clusters / n_classes
+    return [Lost("collapsed", used < least, logged < least)]
 
 
 def of_game(
@@ -44,24 +63,35 @@ def of_game(
         taken, spread: [epochs, S], the metrics of that name.
     """
     made = {name: np.asarray(played["made"][name]["values"]) for name in ("spread", "occupied")}
-    beyond = ~(made["spread"] < 10.0)  # NaN is not < 10 either
     return [
-        Lost("diverged", missed | beyond, (taken < 1.0) | (spread >= 10.0)),
+        Lost("diverged", missed, taken < 0.5),
+        Lost("diverged", ~(made["spread"] < 10.0), ~(spread < 10.0)),  # NaN is not < 10 either
         Lost("collapsed", made["spread"] < 0.1, spread < 0.1),
         Lost("narrow", made["occupied"] <= min(n_clusters, played["compared"]) / 2),
     ]
 
 
 def listed(found: Iterable[Lost]) -> list[dict[str, Any]]:
-    """What a report says of lost runs, by their number: `run`, `reason`, and `epoch`, the one,
-    counted from 1, from which on to the last their log shows it, None where it does not."""
+    """What a report says of lost runs, by their number: `run`; `reason`; `phase` and `epoch`, the
+    one, counted from 1, from which on to the last their log shows it, or None."""
     by_run: dict[int, dict[str, Any]] = {}
-    for reason, runs, shown in sorted(found, key=lambda one: REASONS.index(one.reason)):
+    for reason, runs, shown, phase in sorted(found, key=lambda one: REASONS.index(one.reason)):
         for s in np.flatnonzero(runs).tolist():
-            own = by_run.setdefault(s, {"run": s, "reason": reason, "epoch": None})
-            if own["reason"] == reason and own["epoch"] is None and shown is not None:
-                own["epoch"] = _begin(shown[:, s])
+            own = by_run.setdefault(s, {"run": s, "reason": reason, "phase": None, "epoch": None})
+            epoch = None if shown is None else _begin(shown[:, s])
+            if own["reason"] == reason and own["epoch"] is None and epoch is not None:
+                own |= {"phase": phase, "epoch": epoch}
     return [by_run[s] for s in sorted(by_run)]
+
+
+def aside(gone: Iterable[Mapping[str, Any]], n_runs: int) -> np.ndarray:
+    """Which runs are not kept and have no vote, of what `listed` says: those that are lost, but
+    narrow ones only where there is another run. -> [S] bool."""
+    lost = np.zeros(n_runs, bool)
+    lost[[one["run"] for one in gone]] = True
+    if lost.all():
+        lost[[one["run"] for one in gone if one["reason"] == "narrow"]] = False
+    return lost
 
 
 def _begin(shown: np.ndarray) -> int | None:

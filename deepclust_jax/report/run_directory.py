@@ -47,18 +47,22 @@ def write(
     """
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
-    logged = last_phase(folder)
+    logged = logs.read_metrics(folder)
+    losses = {name: logged[name]["loss"] for name in run.PHASES if "loss" in logged.get(name, {})}
+    objectives, chosen_by = np.zeros(len(labels_all)), "final loss"
+    if losses:
+        objectives = list(losses.values())[-1][-1]
+    gone = lost.of_any(z_all, labels_all, losses, may_be_one=options.method.merge)
 
     def epochs_of(name):  # [epochs, S]
-        return logged.get(name, np.zeros((0, len(labels_all))))
+        return logged.get("train", {}).get(name, np.zeros((0, len(labels_all))))
 
-    objectives, chosen_by = np.zeros(len(labels_all)), "final loss"
-    if len(losses := epochs_of("loss")):
-        objectives = losses[-1].copy()
-    gone = lost.of_any(labels_all, losses)
     if options.method.method == "deep_cluster":
         played = pretext.of_deep_cluster(trained)
-        gone += lost.of_classes(np.asarray(played["used"]["values"]), epochs_of("used"))
+        used, n_classes = played["used"]["values"], trained.state.sizes.shape[1]
+        gone += lost.of_classes(
+            np.asarray(used), epochs_of("used"), n_classes, options.data.n_clusters
+        )
     if options.method.method in config.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
         left = len(dataset.x) - options.data.held_out
@@ -72,12 +76,10 @@ def write(
             played, options.data.n_clusters, missed, epochs_of("taken"), epochs_of("spread")
         )
     gone = lost.listed(gone)
-    aside = [one["run"] for one in gone if one["reason"] != "narrow"]
-    # Runs that leave kinds of rows out, only where another does not.
-    objectives[[one["run"] for one in gone] if len(gone) < len(objectives) else aside] = np.nan
+    aside = lost.aside(gone, len(labels_all))
     k = None if options.method.merge else options.data.n_clusters
     report = scores.score_population(
-        labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by
+        labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by, aside=aside
     )
     report["lost"] = gone
     if options.method.merge:
@@ -130,7 +132,7 @@ def write(
                 for name, clusters in simpler.items()
             }
     chosen = report["chosen"]["run"]
-    voted = scores.voted(labels_all, objectives, chosen)
+    voted = scores.voted(labels_all, objectives, chosen, aside)
     if voted is not None:
         np.save(folder / "labels_vote.npy", voted)
         if labels is not None:
@@ -328,13 +330,6 @@ def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -
         table = csv.writer(file)
         table.writerow(("file", "cluster"))
         table.writerows(zip(files, labels.tolist(), strict=True))
-
-
-def last_phase(folder: Path) -> dict[str, np.ndarray]:
-    """Metrics [epochs, S] of the last phase that was logged; {} without any."""
-    logged = logs.read_metrics(folder)
-    found = (logged[phase] for phase in reversed(run.PHASES) if "loss" in logged.get(phase, {}))
-    return next(found, {})
 
 
 def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:

@@ -23,6 +23,7 @@ def score_population(
     *,
     n_clusters: int | None = None,
     chosen_by: str = "final loss",
+    aside: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """The scores of S runs, the run chosen without labels and, if `y` is given, the oracle.
 
@@ -33,6 +34,7 @@ def score_population(
       y: true classes [n]; used to score only, after the run kept has been chosen.
       n_clusters: how many sizes are listed; None: up to the last cluster that has rows.
       chosen_by: what the objectives are, in words.
+      aside: [S] bool, runs that are lost, of which none is kept where there is another one.
 
     Returns a dict with `n_runs`, `internal`, `external` ({} without y) and `objective`, where a
     score is {"values": [S], "mean", "std"} (std with ddof=1, nan for one run; a run with a nan
@@ -41,7 +43,7 @@ def score_population(
     """
     labels_all, objectives = _check(labels_all, objectives)
     internal = _internal(labels_all, z_all)
-    chosen, reason = choose(labels_all, objectives, chosen_by)
+    chosen, reason = choose(labels_all, objectives, chosen_by, aside)
     agreement, per_run = np.nan, [np.nan]
     if len(labels_all) > 1:
         agreement, per_run = metrics.stability(labels_all)
@@ -67,25 +69,29 @@ def external(labels_all: np.ndarray, y: np.ndarray) -> dict[str, dict[str, Any]]
 
 
 def choose(
-    labels_all: np.ndarray, objectives: np.ndarray, chosen_by: str = "final loss"
+    labels_all: np.ndarray,
+    objectives: np.ndarray,
+    chosen_by: str = "final loss",
+    aside: np.ndarray | None = None,
 ) -> tuple[int, str]:
     """The run to keep, chosen without labels, and a sentence that says why. [S, n], [S] -> run.
 
     The medoid: highest mean ARI to the other runs, ties by the lowest objective; with fewer than
-    three runs the lowest objective. Runs whose objective is not finite or that hold a single
-    cluster are set aside first, as collapsed runs agree with each other perfectly.
+    three runs the lowest objective. Runs whose objective is not finite, that hold a single cluster
+    or are told to be lost, `aside` [S], are set aside first, as collapsed runs agree with each
+    other perfectly.
     """
     labels_all, objectives = _check(labels_all, objectives)
-    sound = _sound(labels_all, objectives)
+    sound = _sound(labels_all, objectives, aside)
     runs = np.flatnonzero(sound) if sound.any() else np.arange(len(labels_all))
-    aside = len(labels_all) - len(runs)
-    note = f" ({aside} diverged or collapsed set aside)" if aside else ""
+    lost = len(labels_all) - len(runs)
+    note = f" ({lost} lost set aside)" if lost else ""
     loss = np.where(np.isfinite(objectives), objectives, np.inf)
     if not sound.any():
         best = int(np.argmin(loss))
         if len(runs) == 1:
-            return best, "The only run diverged or collapsed."
-        return best, f"All {len(runs)} runs diverged or collapsed; run {best} is one of them."
+            return best, "The only run is lost."
+        return best, f"All {len(runs)} runs are lost; run {best} is one of them."
     if len(runs) < 3:
         best = int(runs[np.argmin(loss[runs])])
         if len(runs) == 1:
@@ -103,12 +109,17 @@ def choose(
     )
 
 
-def voted(labels_all: np.ndarray, objectives: np.ndarray, chosen: int) -> np.ndarray | None:
-    """What most of the runs say of each row, by the numbers of the one chosen; those that diverged
-    or collapsed have no vote. [S, n], [S] -> int [n], or None where fewer than three have one.
+def voted(
+    labels_all: np.ndarray,
+    objectives: np.ndarray,
+    chosen: int,
+    aside: np.ndarray | None = None,
+) -> np.ndarray | None:
+    """What most of the runs say of each row, by the numbers of the one chosen; those that `choose`
+    sets aside have no vote. [S, n], [S] -> int [n], or None where fewer than three have one.
     """
     labels_all, objectives = _check(labels_all, objectives)
-    runs = np.flatnonzero(_sound(labels_all, objectives))
+    runs = np.flatnonzero(_sound(labels_all, objectives, aside))
     if len(runs) < 3:
         return None
     return consensus.vote(labels_all[runs], int(np.flatnonzero(runs == chosen)[0]))
@@ -139,9 +150,10 @@ def write_report(path: str | os.PathLike, report: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _sound(labels_all: np.ndarray, objectives: np.ndarray) -> np.ndarray:
-    """Which runs neither diverged nor hold a single cluster. -> [S] bool."""
-    return np.isfinite(objectives) & np.array([len(np.unique(x)) > 1 for x in labels_all])
+def _sound(labels_all: np.ndarray, objectives: np.ndarray, aside: np.ndarray | None) -> np.ndarray:
+    """Which runs are not lost: by their objective, a single cluster, or as told. -> [S] bool."""
+    several = np.array([len(np.unique(labels)) > 1 for labels in labels_all])
+    return np.isfinite(objectives) & several & ~np.asarray(False if aside is None else aside)
 
 
 def _check(labels_all: np.ndarray, objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

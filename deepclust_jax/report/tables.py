@@ -8,9 +8,10 @@ import numpy as np
 MISSING = "–"
 FIRST = ("accuracy", "nmi", "ari")  # as papers print them; the other scores follow by name
 LOST = {  # what the reasons of lost.py mean
-    "diverged": "diverged, steps were not finite or made rows lie far beyond real ones; lower "
-    "--learning-rate",
-    "collapsed": "collapsed, made rows or codes are all alike or one cluster has most rows",
+    "diverged": "diverged, steps or codes were not finite or made rows lie far beyond real ones; "
+    "lower --learning-rate, or that of the pretraining",
+    "collapsed": "collapsed, made rows are all alike, all rows are in one cluster or few classes "
+    "have most rows",
     "narrow": "narrow, made rows are in half of the clusters of real ones or fewer; train longer, "
     "or raise --penalty",
 }
@@ -160,7 +161,8 @@ def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for reason, words in LOST.items():
         shown = ", ".join(
-            str(one["run"]) + ("" if one["epoch"] is None else f" (from epoch {one['epoch']} on)")
+            str(one["run"])
+            + ("" if one["epoch"] is None else f" (from epoch {one['epoch']} of {one['phase']} on)")
             for one in runs
             if one["reason"] == reason
         )
