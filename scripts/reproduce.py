@@ -134,6 +134,7 @@ LINES: dict[str, tuple[Row, ...]] = {
     "rotation": ("rotation",),
     "next_token, next_frame": ("next_token", "next_frame"),
     "gan": ("gan",),
+    "n2d on features of gan": ("n2d-of-gan",),
     "info_gan": ("info_gan-affine", "info_gan"),
     "cluster_gan": ("cluster_gan",),
 }  # fmt: skip
