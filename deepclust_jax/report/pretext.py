@@ -64,10 +64,7 @@ def _in_blocks(function: Callable[[jax.Array], Any], rows: np.ndarray, size: int
 
 
 def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
-    """How much the last classes of each run agree with those before, and how many are in use.
-
-    A share below a tenth is a collapse.
-    """
+    """How much the last classes of each run agree with those before, and how many are in use."""
     found = {
         "agreement": trained.state.agreement, "used": deep_cluster.used(trained.state.sizes)
     }  # fmt: skip

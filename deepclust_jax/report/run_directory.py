@@ -52,7 +52,8 @@ def write(
     objectives, chosen_by = np.zeros(len(labels_all)), "final loss"
     if losses:
         objectives = list(losses.values())[-1][-1]
-    gone = lost.of_any(z_all, labels_all, losses, may_be_one=options.method.merge)
+    may_be_one = options.method.merge or options.data.n_clusters == 1
+    gone = lost.of_any(z_all, labels_all, losses, may_be_one=may_be_one)
 
     def epochs_of(name):  # [epochs, S]
         return logged.get("train", {}).get(name, np.zeros((0, len(labels_all))))
