@@ -110,7 +110,7 @@ SMALL = ["--limit", "200", "--n-clusters", "3", "--hidden", "16", "--embed-dim",
 @pytest.mark.parametrize("broken", ["loss", "codes"])
 def test_a_run_keeps_a_seed_that_did_not_diverge(tmp_path, monkeypatch, broken):
     """With what the log says of the others."""
-    read, embed = logs.read_metrics, lost.of_any
+    read, of_any = logs.read_metrics, lost.of_any
 
     def broken_metrics(folder):
         found = read(folder)
@@ -120,7 +120,7 @@ def test_a_run_keeps_a_seed_that_did_not_diverge(tmp_path, monkeypatch, broken):
     def broken_codes(z_all, *args, **kwargs):
         z_all = z_all.copy()
         z_all[:2] = np.nan
-        return embed(z_all, *args, **kwargs)
+        return of_any(z_all, *args, **kwargs)
 
     if broken == "loss":
         monkeypatch.setattr(logs, "read_metrics", broken_metrics)
