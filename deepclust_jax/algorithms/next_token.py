@@ -49,7 +49,7 @@ from deepclust_jax.clustering import kmeans, whitening
 from deepclust_jax.data.tokens import PAD, START, VOCABULARY, WINDOW
 from deepclust_jax.types import Algorithm, Array, Batch, Key, Metrics, Network, Params
 
-_TOGETHER = 1024  # tokens whose logits are held at once
+_TOGETHER = 1024  # tokens whose logits are held at once, at most
 _BLOCK = 128  # documents whose counts of words are
 
 
@@ -164,7 +164,8 @@ def surprises(params: Params, tokens: Array, states: Array, language: networks.L
     [m, t], states [m, t, d] -> [m, t].
     """
     flat, true = states[:, :-1].reshape(-1, states.shape[-1]), tokens[:, 1:].reshape(-1)
-    n, size = len(flat), min(_TOGETHER, len(flat))
+    n = len(flat)
+    size = -(-n // -(-n // _TOGETHER))  # parts alike, so that the last one is not mostly padding
     flat, true = jnp.pad(flat, ((0, -n % size), (0, 0))), jnp.pad(true, (0, -n % size))
 
     @jax.checkpoint  # logits are computed again, not kept: they are most of the memory
