@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepclust_jax import train
+from deepclust_jax import networks, train
 from deepclust_jax.algorithms import next_frame
 from deepclust_jax.types import Batch
 
@@ -66,6 +66,29 @@ def test_a_clip_is_the_means_of_its_parts_in_order(nets, params):
     states = np.asarray(nets.frames.states(params["encoder"], x[..., 0]))
     wanted = np.concatenate([states[:, i : i + 4].mean(axis=1) for i in (0, 4, 8)], axis=1)
     np.testing.assert_allclose(nets.encoder.apply(params["encoder"], x), wanted, atol=1e-5)
+
+
+def test_what_fills_a_short_clip_is_neither_told_nor_part_of_it(nets, params):
+    """Trap: of clips of several lengths clusters are the lengths."""
+    x = jnp.asarray(clips(3)[0])
+    short = x.at[:, 9:].set(0.0)
+    states = np.asarray(nets.frames.states(params["encoder"], x[..., 0]))
+    wanted = np.concatenate([states[:, i : i + 3].mean(axis=1) for i in (0, 3, 6)], axis=1)
+    np.testing.assert_allclose(nets.encoder.apply(params["encoder"], short), wanted, atol=1e-5)
+    mixed = jnp.concatenate([x[:1], short[1:2], jnp.zeros((1, *SHAPE))])
+    value, _ = next_frame.loss(params, None, batch(mixed), KEY, nets=nets, config=SMALL)
+    told = np.asarray(nets.frames.told(params["encoder"], states))
+    off = np.abs(told[:, :-2] - np.asarray(x)[:, 2:, :, 0]).mean(axis=2)
+    wanted = (off[0].mean() + off[1, :7].mean()) / 2  # a clip of zeros alone has nothing to tell
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    assert np.isfinite(nets.encoder.apply(params["encoder"], mixed)).all()
+
+
+@pytest.mark.parametrize("n, parts", [(12, 3), (10, 4), (7, 3), (2, 4)])
+def test_parts_of_whole_clips_are_those_of_pictures(n, parts):
+    states = jax.random.normal(KEY, (2, n, 5))
+    found = next_frame.means_of_parts(states, jnp.array([n, n]), parts)
+    np.testing.assert_allclose(found, networks.pooled(states[:, :, None], parts), atol=1e-6)
 
 
 def test_frames_to_be_told_are_those_of_the_changed_clip(nets, params):

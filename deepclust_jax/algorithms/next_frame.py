@@ -8,7 +8,8 @@ The network is of gated recurrent units or a transformer, the head linear. A fra
 told by going on as before; one further ahead needs the sound that is being made, and so a > 1.
 
 A clip is the means of the states over `parts` of it, in order, whitened along their principal axes
-and of unit length. `refresh` whitens and clusters; call it once, after training.
+and of unit length. It ends with its last frame that is not zeros alone: what fills a short clip is
+neither told nor part of it. `refresh` whitens and clusters; call it once, after training.
 
 Deviations: one layer and few units by default, and without residual connections.
 """
@@ -70,8 +71,8 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
     frames = networks.frames(config.network, config.hidden, shape[0], outputs)
 
     def means(params: Params, x: Array) -> Array:
-        states = frames.states(params, in_order(x))
-        return networks.pooled(states[:, :, None], config.parts)
+        x = in_order(x)
+        return means_of_parts(frames.states(params, x), length(x), config.parts)
 
     return Nets(Network(lambda key, x: frames.init(key, in_order(x)), means), frames)
 
@@ -79,6 +80,27 @@ def build_nets(config: Config, shape: tuple[int, ...]) -> Nets:
 def in_order(x: Array) -> Array:
     """Clips as frames. [b, t, ...] -> [b, t, c]."""
     return x.reshape(*x.shape[:2], -1)
+
+
+def length(x: Array) -> Array:
+    """Frames up to the last that is not zeros alone. [b, t, c] -> int32 [b]."""
+    there = jnp.any(x != 0, axis=2)
+    return jnp.max(jnp.where(there, 1 + jnp.arange(x.shape[1])[None, :], 0), axis=1)
+
+
+def means_of_parts(states: Array, length: Array, parts: int) -> Array:
+    """Means over parts of a clip, in order; parts overlap where their number does not divide its
+    length. [b, t, m], int [b] -> [b, parts m], with no more parts than frames."""
+    t = states.shape[1]
+    parts = min(parts, t)
+    length = jnp.maximum(length, 1)[:, None]  # of a clip of zeros alone the first frame
+    part = jnp.arange(parts)[None, :]
+    begin, end = part * length // parts, -(-(part + 1) * length // parts)
+    frame = jnp.arange(t)[None, None, :]
+    share = (frame >= begin[:, :, None]) & (frame < end[:, :, None])
+    share = share / (end - begin)[:, :, None]
+    means = jnp.matmul(share, states, precision="highest")
+    return means.reshape(len(states), -1)
 
 
 def loss(
@@ -91,9 +113,13 @@ def loss(
     """
     del state, key
     params, ahead = params["encoder"], config.ahead
-    told = nets.frames.told(params, nets.frames.states(params, in_order(batch.x)[:, :-ahead]))
-    true = in_order(batch.x)[:, ahead:]
-    return losses.masked_mean(jnp.mean(jnp.abs(told - true), axis=(1, 2)), batch.mask), {}
+    x = in_order(batch.x)
+    told = nets.frames.told(params, nets.frames.states(params, x[:, :-ahead]))
+    count = jnp.maximum(length(x) - ahead, 0)  # frames that are told
+    off = jnp.mean(jnp.abs(told - x[:, ahead:]), axis=2)
+    off = jnp.where(jnp.arange(off.shape[1])[None, :] < count[:, None], off, 0.0)
+    off = jnp.sum(off, axis=1) / jnp.maximum(count, 1)
+    return losses.masked_mean(off, batch.mask * (count > 0)), {}
 
 
 def build(

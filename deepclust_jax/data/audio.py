@@ -1,7 +1,9 @@
 """Features of sounds: log-mel spectrograms of a fixed length, computed in JAX.
 
 Hann windows of 32 ms every 16 ms, power spectrum, 40 triangular bands on the HTK mel scale
-(O'Shaughnessy 1987: 2595 log10(1 + f / 700)), logarithm, each band standardised.
+(O'Shaughnessy 1987: 2595 log10(1 + f / 700)), logarithm, each band standardised over the frames
+that clips have. Behind a short clip come frames of zeros, the mean of each band: silence would be
+the largest difference between clips there, and clusters would be those of their lengths.
 """
 
 import functools
@@ -17,7 +19,7 @@ from deepclust_jax.data.errors import DataError
 
 WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.016
 BANDS = 40
-FLOOR = 1e-8  # power added before the logarithm: 80 dB below full scale; also fills short clips
+FLOOR = 1e-8  # power added before the logarithm: 80 dB below full scale
 MAX_FRAMES = 256
 BATCH = 64  # clips per call; always this many, so that a clip's result never depends on the others
 
@@ -34,20 +36,26 @@ def fit(clips: Clips) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     ]
     frames = int(np.ceil(np.percentile(lengths, 95) / 4)) * 4
     settings |= {"frames": min(frames, MAX_FRAMES), "bands": BANDS}
-    logs = log_mels(settings, clips).reshape(-1, BANDS)
+    logs, counts = log_mels(settings, clips)
+    there = _there(counts, frames=logs.shape[1])
     blocks = list(arrays.row_blocks(logs.shape))
-    return settings, scaling.moments(lambda: (np.float64(logs[b]) for b in blocks), len(logs))
+    found = scaling.moments(
+        lambda: (np.float64(logs[rows][there[rows]]) for rows in blocks), int(there.sum())
+    )
+    return settings, found
 
 
 def apply(settings: dict[str, Any], constants: dict[str, np.ndarray], clips: Clips) -> np.ndarray:
-    """Standardised log-mel spectrograms. -> float32 [n, frames, bands, 1].
+    """Standardised log-mel spectrograms, 0 behind short clips. -> float32 [n, frames, bands, 1].
 
     Raises DataError if the clips have another sample rate than those of `fit`.
     """
     check_rate(settings, clips)
-    x = log_mels(settings, clips)
+    x, counts = log_mels(settings, clips)
+    there = _there(counts, frames=x.shape[1])
     for rows in arrays.row_blocks(x.shape):
-        x[rows] = scaling.transform(x[rows], "standard", constants)
+        found = scaling.transform(x[rows], "standard", constants)
+        x[rows] = np.where(there[rows][..., None], found, 0.0)
     return x[..., None]
 
 
@@ -73,14 +81,19 @@ def frame_count(length: int, window: int, hop: int) -> int:
     return 1 + max(0, length - window) // hop
 
 
-def log_mels(settings: dict[str, Any], clips: Clips) -> np.ndarray:
+def _there(counts: np.ndarray, *, frames: int) -> np.ndarray:
+    """Which frames are of the clip, [n] -> bool [n, frames]."""
+    return np.arange(frames)[None, :] < counts[:, None]
+
+
+def log_mels(settings: dict[str, Any], clips: Clips) -> tuple[np.ndarray, np.ndarray]:
     """Log-mel spectrograms, shorter clips filled with the floor, longer ones cut on both sides.
 
-    -> float32 [n, frames, bands].
+    -> float32 [n, frames, bands], and how many frames are of the clip, int32 [n].
     """
     window, hop, frames = settings["window"], settings["hop"], settings["frames"]
     mel = mel_bank(settings["sample_rate"], 2 * window, settings["bands"])
-    batches = []
+    batches, valid = [], []
     for start in range(0, len(clips), BATCH):
         sounds = np.zeros((BATCH, (frames - 1) * hop + window), np.float32)
         counts = np.zeros(BATCH, np.int32)
@@ -92,7 +105,8 @@ def log_mels(settings: dict[str, Any], clips: Clips) -> np.ndarray:
             sounds[i, : len(kept)], counts[i] = kept, min(found, frames)
         logs = log_mel_batch(sounds, counts, mel, settings["floor"], window=window, hop=hop)
         batches.append(np.asarray(logs)[: len(chosen)])
-    return np.concatenate(batches)
+        valid.append(counts[: len(chosen)])
+    return np.concatenate(batches), np.concatenate(valid)
 
 
 def as_float(clip: np.ndarray) -> np.ndarray:
