@@ -242,12 +242,33 @@ def speech(
     bands = spoken.at_places(x[:, :, 0] @ transform.T, (n - 1) * (first + (last - first) * share))
     places = (1.0 + tract * draw[3]) * jnp.arange(audio.BANDS)
     word = spoken.normalised(spoken.at_places(bands.T, places).T @ transform)
-    length = hidden * n * jax.random.uniform(keys[1])
-    begin = jax.random.uniform(keys[2]) * (n - length)
-    frames = jnp.arange(n)
-    is_hidden = (frames >= begin) & (frames < begin + length)
+    is_hidden = _span(keys[1:3], n, hidden)
     word = jnp.where(is_hidden[:, None], 0.0, word)
     return (word + noise * jax.random.normal(keys[3], word.shape, word.dtype))[:, :, None]
+
+
+def masks(key: Key, x: Array, *, time: float = 0.3, bands: float = 0.3) -> Array:
+    """A sound with some of it hidden. [t, bands, 1] -> [t, bands, 1].
+
+    Up to a share `time` of the frames, side by side, and up to a share `bands` of the bands are set
+    to 0, the mean of each band (Park et al. 2019, "SpecAugment", without the warp of time).
+
+    Raises:
+        ValueError: x is no spectrogram [t, bands, 1].
+    """
+    if x.ndim != 3 or x.shape[2] != 1:
+        raise ValueError(f"expected a spectrogram [t, bands, 1], found shape {x.shape}")
+    of_time, of_bands = jax.random.split(key, (2, 2))
+    is_hidden = _span(of_time, x.shape[0], time)[:, None] | _span(of_bands, x.shape[1], bands)[None]
+    return jnp.where(is_hidden[:, :, None], 0.0, x)
+
+
+def _span(keys: Key, n: int, most: float) -> Array:
+    """Places side by side, from none to a share `most` of n, anywhere. Keys [2] -> bool [n]."""
+    length = most * n * jax.random.uniform(keys[0])
+    begin = jax.random.uniform(keys[1]) * (n - length)
+    places = jnp.arange(n)
+    return (places >= begin) & (places < begin + length)
 
 
 def noise(key: Key, x: Array, *, scale: Array | float = 0.1) -> Array:

@@ -108,8 +108,8 @@ class Method:
     contrastive and info_max also scale and shear; an autoencoder that starts a method has the
     images as they are. photo: random parts of photographs, flipped and in other colours;
     contrastive then pairs each with itself instead of a neighbour, and the practical profile takes
-    --network conv. speech: words of --scaling
-    speech as other voices may say them. each: of cross_modal, affine and speech to the modalities
+    --network conv. speech: words of --scaling speech as other voices may say them, of other sounds
+    some time and some bands are hidden. each: of cross_modal, affine and speech to the modalities
     that are images and words. noise: for contrastive and info_max with rows of any kind, as large
     as twice the distance to a neighbour."""
 
@@ -151,6 +151,10 @@ class Method:
     resets: int | None = None
     """Epochs between resets in BRB's manner, of the same methods: weights of the encoder become 0.8
     of themselves and 0.2 of fresh ones, then k-means. None: never."""
+
+    block: int | None = None
+    """Of rotation, counted from 1: whose features are clustered. None: the one whose clusters are
+    found again most surely in other rows."""
 
     merge: bool = False
     """Find the number of clusters: start with --n-clusters and merge those with no valley between
@@ -597,6 +601,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         defaults = defaults | {"hidden": RESNET_18}
     if method in _WITH_CENTROIDS:
         defaults = defaults | {"sizes": None, "resets": None}
+    if method == "rotation":
+        defaults = defaults | {"block": None}
     if options.training.pretrain_epochs == 0:
         defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
         if method == "dkm":
@@ -607,7 +613,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     groups: dict[str, Any] = {}
     own = (
         "metric", "weight", "alpha", "objective", "penalty", "prior", "labelled_by", "sizes",
-        "resets", "likelihood",
+        "resets", "likelihood", "block",
     )  # fmt: skip
     for name in own:
         groups |= _filled(options, "method", name, defaults, method, groups)
@@ -712,7 +718,7 @@ def _check_ranges(options: Options) -> None:
     flat = flatten(options)
     if flat["n_clusters"] is not None and flat["n_clusters"] < 2:
         raise ConfigError(f"expected --n-clusters >= 2, found {flat['n_clusters']}")
-    for name in ("limit", "embed_dim", "batch_size", "seeds", "resets"):
+    for name in ("limit", "embed_dim", "batch_size", "seeds", "resets", "block"):
         if flat[name] is not None and flat[name] < 1:
             raise ConfigError(f"expected --{name.replace('_', '-')} >= 1, found {flat[name]}")
     for name in ("epochs", "pretrain_epochs", "weight", "alpha", "penalty", "seed"):
@@ -727,6 +733,11 @@ def _check_ranges(options: Options) -> None:
         raise ConfigError(f"expected 0 <= --decay <= 1, found {options.training.decay}")
     if not options.network.hidden or min(options.network.hidden) < 1:
         raise ConfigError(f"expected --hidden widths >= 1, found {options.network.hidden}")
+    if flat["block"] is not None and flat["block"] > len(options.network.hidden):
+        raise ConfigError(
+            f"expected --block <= {len(options.network.hidden)}, as many as --hidden has, found "
+            f"{flat['block']}"
+        )
     if flat["held_out"] < 0:
         raise ConfigError(f"expected --held-out >= 0, found {flat['held_out']}")
     if flat["resets"] is not None and flat["resets"] >= flat["epochs"]:

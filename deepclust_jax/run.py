@@ -148,7 +148,8 @@ def phases(
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
-    changes = {"affine": affine, "photo": augment.photo, "speech": augment.speech}
+    of_sounds = augment.speech if shape[2:] == _WORD else augment.masks
+    changes = {"affine": affine, "photo": augment.photo, "speech": of_sounds}
     change = changes.get(method.augment)
     # Photographs that lie near each other as they are do not show the same: each is its own pair.
     by_rows = "" if method.augment == "photo" else "rows"
@@ -193,7 +194,9 @@ def phases(
         return [Phase("train", 0, algorithm, training.epochs, 0, True)]
     if method.method in (*_WITH_BLOCKS, "next_token", "next_frame"):
         rate = training.learning_rate
-        if method.method != "rotation":
+        if method.method == "rotation":
+            common |= {"block": method.block}
+        else:
             del common["precision"]
         if method.method == "next_token":
             common |= {"filled": filled}
@@ -550,11 +553,8 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError(
             f"--augment photo needs images of 1 or 3 channels, found {row[2]}; take affine"
         )
-    if method.augment == "speech" and (len(row) != 3 or row[1:] != _WORD):
-        raise config.ConfigError(
-            f"--augment speech needs the words of --scaling speech [t, {speech.COEFFICIENTS}, 1], "
-            f"found rows {row}"
-        )
+    if method.augment == "speech" and (len(row) != 3 or row[2] != 1):
+        raise config.ConfigError(f"--augment speech needs sounds [t, bands, 1], found rows {row}")
     if is_reader:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in _WITH_BLOCKS:

@@ -13,7 +13,8 @@ labels, at the second call; compilation is what the first one took longer. A sol
 within 0.1 % of scikit-learn's best of ten converged runs: calls with one seed after another until
 it is there, each with its library's defaults, and one restart a call where all restarts would cost
 the peer more. Balanced clusters are all of one size, from the centroids of one run of k-means that
-both begin with; the eps of DBSCAN is the median distance to the fifth nearest row.
+both begin with; the eps of DBSCAN is the median distance to the fifth nearest row. Neighbours are
+the k nearest of every row, exact; scikit-learn's by brute force, but of ten features by a tree.
 `extra` is the most memory beyond the rows themselves.
 
 On a GPU those contenders run that can use it, flash-kmeans among them (its products are TF32, with
@@ -53,7 +54,7 @@ class Workload:
     n: int
     d: int
     k: int
-    task: str  # iterations, call, solution, seeding, balanced or dbscan
+    task: str  # one of TASKS
     iterations: tuple[int, int] = (0, 0)  # of the short run and of the long one
     restarts: int = 1
 
@@ -76,6 +77,8 @@ WORKLOADS = {
     "pendigits, dbscan": Workload("pendigits", 10_992, 16, 0, "dbscan"),
     "usps, dbscan": Workload("usps", 9_298, 256, 0, "dbscan"),
     "codes, dbscan": Workload("codes", 70_000, 10, 0, "dbscan"),
+    "mnist, neighbours": Workload("mnist", 70_000, 784, 20, "neighbours"),
+    "codes, neighbours": Workload("codes", 70_000, 10, 20, "neighbours"),
 }
 TASKS = {
     "iterations": ("ms per iteration", (*OURS, *PEERS[:5], "flash-kmeans")),
@@ -84,6 +87,7 @@ TASKS = {
     "seeding": ("ms", ("jax", "jax, k-means||", "scikit-learn")),
     "balanced": ("ms", ("jax", "k-means-constrained")),
     "dbscan": ("ms", ("jax", "scikit-learn")),
+    "neighbours": ("ms", ("jax", "scikit-learn", "faiss")),
 }
 
 
@@ -92,7 +96,7 @@ class Options:
     """Compare k-means with its peers, or write the table."""
 
     workloads: tuple[str, ...] = tuple(WORKLOADS)
-    """Of which: a, usps, b, c, d, e, the solutions, seedings, balanced and dbscan."""
+    """Of which: a, usps, b, c, d, e, the solutions, seedings, balanced, dbscan and neighbours."""
 
     rounds: int = 5
     """Times that every contender runs."""
@@ -253,6 +257,8 @@ def contend(
         return time_calls(BALANCED[name](x, work.k), lambda labels: scatter(x, labels))
     if work.task == "dbscan":
         return time_calls(DBSCANS[name](x, fifth_distance(x)), lambda labels: scatter(x, labels))
+    if work.task == "neighbours":
+        return time_calls(NEAREST[name](x, work.k), lambda index: reach(x, index))
     if work.task == "seeding":
         return time_calls(SEEDINGS[name](x, work.k), lambda centroids: inertia(x, centroids))
     if name == "reference":
@@ -336,6 +342,15 @@ def scatter(x: Any, labels: Any) -> float:
     labels = np.asarray(labels)
     rows = (x[labels == j].astype(np.float64) for j in np.unique(labels))
     return float(sum(((part - part.mean(axis=0)) ** 2).sum() for part in rows))
+
+
+def reach(x: Any, index: Any) -> float:
+    """Sum of squared distances of 1,000 rows to the neighbours [n, k] found for them."""
+    import numpy as np
+
+    some = np.random.default_rng(0).permutation(len(x))[:1000]
+    apart = x[some][:, None, :].astype(np.float64) - x[np.asarray(index)[some]]
+    return float((apart**2).sum())
 
 
 def fifth_distance(x: Any) -> float:
@@ -616,8 +631,40 @@ def _dbscan_sklearn(x: Any, eps: float) -> Callable[[], Any]:
     return lambda: DBSCAN(eps=eps, n_jobs=-1).fit_predict(x)
 
 
+def _nearest_jax(x: Any, k: int) -> Callable[[], Any]:
+    import numpy as np
+
+    from deepclust_jax.clustering import neighbors
+
+    return lambda: np.asarray(neighbors.nearest(x, k).index)
+
+
+def _nearest_sklearn(x: Any, k: int) -> Callable[[], Any]:
+    from sklearn.neighbors import NearestNeighbors
+
+    # The tree is for few features: of 10 it is the faster one.
+    algorithm = "brute" if x.shape[1] > 15 else "kd_tree"
+    return lambda: (
+        NearestNeighbors(n_neighbors=k, algorithm=algorithm, n_jobs=-1)
+        .fit(x)
+        .kneighbors(return_distance=False)
+    )
+
+
+def _nearest_faiss(x: Any, k: int) -> Callable[[], Any]:
+    import faiss
+
+    def search():
+        index = faiss.IndexFlatL2(x.shape[1])
+        index.add(x)
+        return index.search(x, k + 1)[1][:, 1:]  # the first is mostly the row itself
+
+    return search
+
+
 BALANCED = {"jax": _balance_jax, "k-means-constrained": _balance_constrained}
 DBSCANS = {"jax": _dbscan_jax, "scikit-learn": _dbscan_sklearn}
+NEAREST = {"jax": _nearest_jax, "scikit-learn": _nearest_sklearn, "faiss": _nearest_faiss}
 SOLVERS = {
     "jax": _solve_jax,
     "jax, 2 devices": _solve_sharded,
@@ -645,7 +692,7 @@ SEEDINGS = {
 
 def table(result: dict[str, Any]) -> str:
     """The tables in Markdown: median, range, and how many times the median of jax that is."""
-    groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan")
+    groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan", "neighbours")
     machine, peers = result["environment"], result["peers"]
     cpus = cpus_of(result["workloads"])
     installed = {name: version for name, version in peers.items() if version != "not installed"}

@@ -100,7 +100,7 @@ def cell_file(data: str, front_end: str, n: int, seed: int) -> Path:
 
 def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
     """Train a front end on n rows for the seeds whose cells are not there, and write these."""
-    from deepclust_jax import data
+    from deepclust_jax import config, data
 
     scaling = "tokens" if front_end == "next_token" else "auto"
     dataset, labels = data.load(name, scaling=scaling, limit=n)
@@ -108,6 +108,10 @@ def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
         raise data.DataError(
             f"expected as --data the name of a data set with classes, found {name}; of own files "
             "train_deep_kmeans.py tells more"
+        )
+    if n < dataset.n_clusters:
+        raise config.ConfigError(
+            f"expected --sizes >= {dataset.n_clusters}, the clusters of {name}, found {n}"
         )
     wanted = reproduce.recipe(dataset, "kmeans" if front_end == ROWS else front_end)
     wanted["version"] = 1  # of features, whatever else clusters them

@@ -46,6 +46,9 @@ _AUGMENTED = ("affine", "photo", "speech", "each", "noise")
 # Trained from nothing, in one phase.
 _ALONE = ("autoencoder", "contrastive", *_OWN)
 
+# What may choose a run, a number of codes and clusters alone, and whether more of it is better.
+_CRITERIA = {"silhouette": True, "davies_bouldin": False, "calinski_harabasz": True}
+
 # A row of the table: method, then what differs from the practical profile with bfloat16 products.
 Row = Literal[
     "kmeans", "autoencoder-paper", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec",
@@ -58,7 +61,7 @@ Row = Literal[
     "next_frame", "cross_modal", "cross_modal-each", "gan", "info_gan", "info_gan-affine",
     "cluster_gan", "cluster_gan-affine", "bi_gan", "idec-of-contrastive-speech",
     "n2d-of-contrastive-speech", "idec-of-next_token", "n2d-of-next_token", "idec-of-rotation",
-    "n2d-of-rotation", "n2d-of-gan",
+    "n2d-of-rotation", "n2d-of-gan", "dcn-resets", "dcn-even",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
@@ -70,9 +73,10 @@ ROWS: tuple[Row, ...] = (
     "deep_cluster-affine", "next_token", "next_frame", "cross_modal",
     "cross_modal-each", "gan", "info_gan", "info_gan-affine", "cluster_gan", "cluster_gan-affine",
     "bi_gan", "idec-of-contrastive-speech", "n2d-of-contrastive-speech", "idec-of-next_token",
-    "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "n2d-of-gan",
-    "autoencoder-paper",
+    "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "n2d-of-gan", "dcn-resets",
+    "dcn-even", "autoencoder-paper",
 )  # fmt: skip
+_RESETS = 5  # epochs between two, of the 20 of the joint phase
 _OF = "-of-"  # a method whose data are the features of another row
 
 # Raised where the code of a method finds something else than before by the same options: its cells
@@ -156,7 +160,8 @@ class Options:
     rows: tuple[Row, ...] = ROWS
     """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
-    shifts images at random while they train; merge finds the number of clusters. affine and
+    shifts images at random while they train; merge finds the number of clusters; resets
+    are every 5 epochs; even gives all clusters one size. affine and
     deep_cluster are left out where there are no images, rotation and mmdc where none are square,
     photo where there are no colours, next_token where there are no texts, next_frame and speech
     where there are no sounds, cross_modal where there is no second modality."""
@@ -196,6 +201,11 @@ def main(args: list[str] | None = None) -> int:
             dataset, labels = data.load(name)
             if name in PARTNERS and any(row.startswith("cross_modal") for row in options.rows):
                 paired = data.paired(dataset, data.load(PARTNERS[name])[0])
+            if labels is None or dataset.n_clusters is None:
+                raise data.DataError(
+                    f"expected as --data the name of a data set with classes, found {name}; of own "
+                    "files train_deep_kmeans.py tells more"
+                )
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -271,6 +281,8 @@ def cell_options(dataset: Any, row: str) -> Any:
                 augment=next((a for a in _AUGMENTED if a in changes), "none"),
                 metric="euclidean" if "euclidean" in changes else None,
                 merge="merge" in changes,
+                sizes="even" if "even" in changes else None,
+                resets=_RESETS if "resets" in changes else None,
             ),
             network=config.Network(
                 precision="float32" if is_float32 else "bfloat16",
@@ -590,7 +602,7 @@ def quality_table() -> str:
         "best by labels (oracle) | published ACC | seeds | seconds a seed |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    every, choices = [], []
+    every, choices, criteria = [], [], []
     for data, row, files in cells():
         reports = [json.loads(file.read_text()) for file in files]
         old = mark_of(reports, row)
@@ -613,6 +625,7 @@ def quality_table() -> str:
         if vote is not None:
             voted = 100 * vote["accuracy"]
             choices.append((own[chosen] - own.mean(), voted - own.mean(), own.max() - own.mean()))
+            criteria.append([own[i] - own.mean() for i in by_criteria(reports)])
         spread = [mean(v) for v in values.values()]
         name = row
         if "merge" in row.split("-"):
@@ -627,14 +640,26 @@ def quality_table() -> str:
     made = sorted({report["environment"]["versions"]["jax"] for report in every})
     if choices:
         by_choice, by_vote, by_labels = np.mean(choices, axis=0)
+        gains = zip(_CRITERIA, np.mean(criteria, axis=0), strict=True)
+        others = ", ".join(f"{name.replace('_', '-')} {gain:+.1f}" for name, gain in gains)
         lines += [
             "",
             f"Over the {len(choices)} rows with three seeds or more, beside the mean of the row in "
             f"accuracy: the run chosen without labels on average {by_choice:+.1f} points, the vote "
-            f"of the runs {by_vote:+.1f}, the best by labels {by_labels:+.1f}.",
+            f"of the runs {by_vote:+.1f}, the best by labels {by_labels:+.1f}. One number of "
+            f"codes and clusters would choose so: {others}.",
         ]
     lines += ["", f"jax {', '.join(made)}."]
     return "\n".join(lines)
+
+
+def by_criteria(reports: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Which run each of _CRITERIA would choose; one that has no such number comes last."""
+    chosen = []
+    for name, is_more in _CRITERIA.items():
+        values = np.array([report["internal"][name] for report in reports], float)
+        chosen.append(int(np.argmax(np.nan_to_num(values if is_more else -values, nan=-np.inf))))
+    return chosen
 
 
 def overview() -> str:

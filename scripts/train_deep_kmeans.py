@@ -103,11 +103,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
         raise config.ConfigError(
             f"--augment {options.method.augment} needs images, found {dataset.kind} data"
         )
-    scaling = dataset.preprocessing.settings.get("scaling")
-    if options.method.augment == "speech" and scaling != "speech":
-        raise config.ConfigError(
-            f"--augment speech needs sounds with --scaling speech, found {dataset.kind} data"
-        )
+    if options.method.augment == "speech" and dataset.kind != "audio":
+        raise config.ConfigError(f"--augment speech needs sounds, found {dataset.kind} data")
     made = run_directory.made_for(options.data, dataset)
     rows = rows_to_train(options, dataset, made)
     options = with_parts(config.resolve(given, rows.shape[0]), dataset)

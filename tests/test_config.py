@@ -463,8 +463,8 @@ def test_rows_are_checked_before_anything_is_traced():
     words = config.Options(
         data=config.Data(n_clusters=2), method=config.Method(method="dcn", augment="speech")
     )
-    with pytest.raises(config.ConfigError, match="--augment speech needs the words of --scaling"):
-        run.phases(config.resolve(words), (50, 20, 40, 1))
+    with pytest.raises(config.ConfigError, match=r"--augment speech needs sounds \[t, bands, 1\]"):
+        run.phases(config.resolve(words), (50, 20, 40))
     many = config.Options(
         data=config.Data(n_clusters=200), method=config.Method(method="deep_cluster")
     )

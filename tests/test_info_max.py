@@ -64,14 +64,29 @@ def test_agreement_by_hand():
 
 
 def test_invariance_by_hand():
-    one, other = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
-    change = 0.5 * np.log(2) + 0.25 * np.log(0.5)
+    """Trap (IMSAT): the divergence is of the changed row from the row, not the other way round."""
+    one, other = np.array([[0.7, 0.2, 0.1]]), np.array([[0.3, 0.3, 0.4]])
+    change = np.sum(one * np.log(one / other))
+    assert abs(change - np.sum(other * np.log(other / one))) > 0.04
     # One row: the entropy of the mean over rows is that of the row, and no information is left.
     mean = (one + other) / 2
     own = -np.sum(one * np.log(one))
     expected = change - 3.0 * (-np.sum(mean * np.log(mean)) - own)
     np.testing.assert_allclose(
         objective(one, other, objective="invariance", weight=3.0), expected, rtol=1e-5
+    )
+
+
+def test_the_row_stays_where_its_changed_view_is_drawn_to_it():
+    """Trap (IMSAT): without the stop of the gradient rows move to their changed views as well."""
+    one, other = np.array([[0.7, 0.2, 0.1]]), np.array([[0.3, 0.3, 0.4]])
+
+    def change(one, other):
+        return objective(one, other, objective="invariance", weight=0.0)
+
+    np.testing.assert_array_equal(jax.grad(change)(jnp.asarray(one), other), 0.0)
+    np.testing.assert_allclose(
+        jax.grad(change, 1)(one, jnp.asarray(other)), -one / other, rtol=1e-5
     )
 
 

@@ -83,6 +83,7 @@ def test_a_cell_of_other_options_is_trained_again(folder, monkeypatch):
         (["--front-ends", "nothing"], "such as autoencoder, found nothing"),
         (["--seeds", "0"], "expected --seeds and --sizes >= 1, found 0"),
         (["--sizes", "0"], "expected --seeds and --sizes >= 1"),
+        (["--data", "digits", "--sizes", "5"], "expected --sizes >= 10, the clusters of digits"),
         (["--data", "digit"], "did you mean digits"),
     ],
 )

@@ -416,6 +416,25 @@ def test_what_cannot_be_trained_is_refused_in_one_line(folder, capsys):
     assert "--first < --seeds" in capsys.readouterr().err
     assert REPRODUCE.main(["--data", "digits", "--together", "0"]) == 2
     assert "--together >= 1" in capsys.readouterr().err
+    np.save(folder / "rows.npy", np.random.default_rng(0).normal(size=(50, 3)))
+    assert REPRODUCE.main(["--data", str(folder / "rows.npy")]) == 2
+    assert "the name of a data set with classes" in capsys.readouterr().err
+
+
+def test_what_one_number_of_codes_and_clusters_would_choose():
+    found = [(0.1, 2.0, 9.0), (0.3, 1.0, float("nan")), (0.2, float("nan"), 8.0)]
+    names = ("silhouette", "davies_bouldin", "calinski_harabasz")
+    reports = [{"internal": dict(zip(names, values, strict=True))} for values in found]
+    assert REPRODUCE.by_criteria(reports) == [1, 1, 0]
+
+
+def test_resets_and_sizes_are_rows():
+    dataset = data.load("digits")[0]
+    for row, sizes, resets in (("dcn", None, None), ("dcn-even", "even", None)):
+        found = REPRODUCE.cell_options(dataset, row).method
+        assert (found.sizes, found.resets) == (sizes, resets), row
+    assert REPRODUCE.cell_options(dataset, "dcn-resets").method.resets == 5
+    assert {REPRODUCE.start_row(row) for row in ("dcn-resets", "dcn-even")} == {"autoencoder"}
 
 
 def test_another_profile_trains_its_own_start(folder, monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 import scipy.fft
 import scipy.interpolate
 
-from deepclust_jax import augment, data
+from deepclust_jax import augment, config, data, run
 from deepclust_jax.data import audio, preprocessing, speech
+from deepclust_jax.types import Batch
 
 RATE = 8000
 KEY = jax.random.key(0)
@@ -207,3 +208,40 @@ def test_noise_and_hidden_frames_are_as_large_as_they_say(features):
 def test_a_view_of_no_word_is_refused():
     with pytest.raises(ValueError, match=r"expected a word \[t, c, 1\] of coefficients"):
         augment.speech(KEY, jnp.zeros((20, 12)))
+
+
+def test_hidden_time_and_bands_are_as_large_as_they_say():
+    x = jnp.ones((40, 20, 1))
+    keys = jax.random.split(KEY, 2000)
+    views = np.asarray(jax.vmap(lambda key: augment.masks(key, x, time=0.4, bands=0.2))(keys))
+    assert set(np.unique(views)) == {0.0, 1.0}
+    whole = views[..., 0] == 0
+    frames, bands = whole.all(axis=2), whole.all(axis=1)
+    np.testing.assert_array_equal(whole, frames[:, :, None] | bands[:, None, :])
+    for gone, most in ((frames, 0.4), (bands, 0.2)):
+        assert gone.mean() == pytest.approx(most / 2, abs=0.02)  # from none to the most
+        assert gone.mean(axis=1).max() <= most + 0.05
+        for row in gone[:50]:  # side by side
+            assert np.count_nonzero(np.diff(np.flatnonzero(row)) > 1) == 0
+    with pytest.raises(ValueError, match=r"expected a spectrogram \[t, bands, 1\]"):
+        augment.masks(KEY, x[..., 0])
+
+
+def test_sounds_that_are_no_words_have_time_and_bands_hidden(monkeypatch):
+    """By --augment speech: words are said by another voice, what are none has parts hidden."""
+    seen = []
+    for name in ("speech", "masks"):
+        own = getattr(augment, name)
+        monkeypatch.setattr(
+            augment, name, lambda key, x, own=own, name=name: seen.append(name) or own(key, x)
+        )
+    method = config.Method(method="contrastive", augment="speech")
+    options = config.resolve(config.Options(data=config.Data(n_clusters=2), method=method))
+    for bands, wanted in ((speech.COEFFICIENTS, "speech"), (40, "masks")):
+        seen.clear()
+        x = jnp.ones((4, 20, bands, 1))
+        algorithm = run.phases(options, x.shape)[0].algorithm
+        rows = Batch(x, jnp.arange(4), jnp.ones(4), partner=x)
+        state = jax.eval_shape(algorithm.init, KEY, rows)
+        jax.eval_shape(algorithm.step, KEY, state, rows)
+        assert set(seen) == {wanted}

@@ -136,7 +136,6 @@ def test_a_file_of_options_is_filled_up(monkeypatch, tmp_path):
         (["--precision", "bfloat16"], "--method next_frame needs --precision float32"),
         (["--embed-dim", "99"], "expected embed_dim <= 32, the means of states, found 99"),
         (["--augment", "affine"], "--augment affine needs images, found audio data"),
-        (["--augment", "speech", "--scaling", "standard"], "needs sounds with --scaling speech"),
         (["--nuisance", "no.txt"], "no file no.txt with nuisance labels"),
     ],
 )
@@ -146,6 +145,13 @@ def test_what_cannot_work_is_refused_before_it_begins(sounds, tmp_path, args, wo
     assert not out.exists()
 
 
-def test_speech_views_are_refused_for_what_is_no_word(tmp_path):
+def test_speech_views_are_refused_for_what_is_no_sound(tmp_path):
     args = ["--augment", "speech", "--method", "contrastive", "--out", tmp_path / "run"]
-    assert "needs sounds with --scaling speech, found image data" in refused(TRAIN, *args)
+    assert "--augment speech needs sounds, found image data" in refused(TRAIN, *args)
+
+
+def test_sounds_that_are_no_words_have_views_too(sounds, tmp_path):
+    out = tmp_path / "run"
+    done(AUDIO, "--data", sounds[0], *SMALL, "--out", out, "--augment", "speech", "--scaling",
+         "standard")  # fmt: skip
+    assert np.isfinite(np.load(out / "embeddings.npy")).all()

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
-from deepclust_jax import config, data
+from deepclust_jax import config, data, run, train
 from deepclust_jax.data import preprocessing
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -30,6 +31,8 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     assert found["rows"] == "rows held out" and len(found["accuracy"]["values"]) == 2
     assert f"turns found [%], rows held out: {100 * found['accuracy']['mean']:.1f} ± " in printed
     assert set(found["by_class"]) == set("0123456789")
+    assert 0.1 < found["alike"] <= 1  # three short epochs on digits, some of which are symmetric
+    assert f"Of {100 * found['alike']:.1f} % of the images no more than half of the" in printed
     assert sum(block["chosen"] for block in found["blocks"]) == 2
     for i, block in enumerate(found["blocks"], 1):
         mean = block["external"]["accuracy"]["mean"]
@@ -37,6 +40,20 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     chosen = [i for i, block in enumerate(found["blocks"]) if block["chosen"] == 2]
     for i in chosen:  # the block that labels: its clusters are those of the run
         assert found["blocks"][i]["external"] == report["external"]
+
+
+def test_the_block_may_be_given():
+    shape = (60, 8, 8, 1)
+    images = config.parse(["--method", "rotation", "--block", "2", "--n-clusters", "3"])
+    algorithm = run.phases(config.resolve(images), shape)[0].algorithm
+    x = jax.random.normal(jax.random.key(0), shape)
+    state = train.init(jax.random.key(0), algorithm, x)
+    assert int(train.refresh(jax.random.key(0), algorithm, state, x).block) == 1
+    for block, words in (("4", "--block <= 3, as many as --hidden"), ("0", "--block >= 1")):
+        with pytest.raises(config.ConfigError, match=words):
+            config.resolve(config.parse(["--method", "rotation", "--block", block]))
+    with pytest.raises(config.ConfigError, match="--block 1 is no option of --method mmdc"):
+        config.resolve(config.parse(["--method", "mmdc", "--block", "1"]))
 
 
 def test_rows_held_out_are_labelled_and_scored_but_not_trained_on(run_of_digits, tmp_path):

@@ -23,7 +23,9 @@ all at hand; it costs one more pass through the encoder. (With sizes "even" they
 Deviations: targets are renewed once an epoch and not every 140 steps (MNIST) or 30 (USPS, where an
 epoch has 37), and training ends after a number of epochs, not when labels change little.
 The paper profile is that of the papers' authors in learning rates: SGD at 0.01 for DEC and Adam at
-0.001 for IDEC. Start from a trained autoencoder (`warm_start`).
+0.001 for IDEC. Both start from a trained autoencoder (`warm_start`): the papers train it layer by
+layer with dropout and then as a whole, for 50,000 and 100,000 steps; the paper profile trains it as
+a whole, for 50 epochs.
 """
 
 import dataclasses
