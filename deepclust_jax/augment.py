@@ -242,7 +242,10 @@ def speech(
     bands = spoken.at_places(x[:, :, 0] @ transform.T, (n - 1) * (first + (last - first) * share))
     places = (1.0 + tract * draw[3]) * jnp.arange(audio.BANDS)
     word = spoken.normalised(spoken.at_places(bands.T, places).T @ transform)
-    is_hidden = _span(keys[1:3], n, hidden)
+    length = hidden * n * jax.random.uniform(keys[1])
+    begin = jax.random.uniform(keys[2]) * (n - length)
+    frames = jnp.arange(n)
+    is_hidden = (frames >= begin) & (frames < begin + length)
     word = jnp.where(is_hidden[:, None], 0.0, word)
     return (word + noise * jax.random.normal(keys[3], word.shape, word.dtype))[:, :, None]
 
@@ -265,10 +268,10 @@ def masks(key: Key, x: Array, *, time: float = 0.3, bands: float = 0.3) -> Array
 
 def _span(keys: Key, n: int, most: float) -> Array:
     """Places side by side, from none to a share `most` of n, anywhere. Keys [2] -> bool [n]."""
-    length = most * n * jax.random.uniform(keys[0])
-    begin = jax.random.uniform(keys[1]) * (n - length)
+    size = jax.random.randint(keys[0], (), 0, int(most * n) + 1)
+    begin = jax.random.randint(keys[1], (), 0, n - size + 1)
     places = jnp.arange(n)
-    return (places >= begin) & (places < begin + length)
+    return (places >= begin) & (places < begin + size)
 
 
 def noise(key: Key, x: Array, *, scale: Array | float = 0.1) -> Array:

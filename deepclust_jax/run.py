@@ -340,6 +340,8 @@ def execute(
         _check_unit_range(x)
     if options.method.method == "next_token":
         _check_tokens(x)
+    if options.method.method == "next_frame":
+        _check_frames(x)
     check_pairs(options, x)
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
@@ -673,6 +675,17 @@ def _check_tokens(x: Any) -> None:
         raise config.ConfigError(
             "--method next_token needs rows of tokens, found other numbers; take --scaling tokens, "
             'from Python data.load(..., scaling="tokens")'
+        )
+
+
+def _check_frames(x: Any) -> None:
+    ahead, size = next_frame.Config().ahead, 1024
+    parts = (np.asarray(x[i : i + size]) for i in range(0, x.shape[0], size))
+    longest = (int(next_frame.length(next_frame.in_order(part)).max()) for part in parts)
+    if all(frames <= ahead for frames in longest):  # mostly the first part tells
+        raise config.ConfigError(
+            f"--method next_frame needs sounds of more than {ahead} frames, which it tells so far "
+            "ahead, found none; take --method autoencoder"
         )
 
 

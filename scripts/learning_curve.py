@@ -39,7 +39,8 @@ class Options:
     are taken as they are."""
 
     sizes: tuple[int, ...] = (100, 300, 1000, 3000, 10_000)
-    """Numbers of rows; those beyond the data set are left out, and all of it comes last."""
+    """Numbers of rows; those beyond the data set, or fewer than its clusters, are left out, and all
+    of it comes last."""
 
     seeds: int = 5
     """Seeds 0 to this number less one."""
@@ -60,8 +61,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         check(options)
         for name in options.data:
-            whole = len(data.load(name)[0].x)
-            for n in (*sorted(size for size in options.sizes if size < whole), whole):
+            dataset, _ = data.load(name)
+            least, whole = dataset.n_clusters or 1, len(dataset.x)
+            for n in (*sorted(size for size in options.sizes if least <= size < whole), whole):
                 for front_end in options.front_ends:
                     run_cells(name, n, front_end, options.seeds)
     except (data.DataError, config.ConfigError, train.Diverged) as error:
@@ -100,7 +102,7 @@ def cell_file(data: str, front_end: str, n: int, seed: int) -> Path:
 
 def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
     """Train a front end on n rows for the seeds whose cells are not there, and write these."""
-    from deepclust_jax import config, data
+    from deepclust_jax import data
 
     scaling = "tokens" if front_end == "next_token" else "auto"
     dataset, labels = data.load(name, scaling=scaling, limit=n)
@@ -108,10 +110,6 @@ def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
         raise data.DataError(
             f"expected as --data the name of a data set with classes, found {name}; of own files "
             "train_deep_kmeans.py tells more"
-        )
-    if n < dataset.n_clusters:
-        raise config.ConfigError(
-            f"expected --sizes >= {dataset.n_clusters}, the clusters of {name}, found {n}"
         )
     wanted = reproduce.recipe(dataset, "kmeans" if front_end == ROWS else front_end)
     wanted["version"] = 1  # of features, whatever else clusters them

@@ -76,7 +76,6 @@ ROWS: tuple[Row, ...] = (
     "n2d-of-next_token", "idec-of-rotation", "n2d-of-rotation", "n2d-of-gan", "dcn-resets",
     "dcn-even", "autoencoder-paper",
 )  # fmt: skip
-_RESETS = 5  # epochs between two, of the 20 of the joint phase
 _OF = "-of-"  # a method whose data are the features of another row
 
 # Raised where the code of a method finds something else than before by the same options: its cells
@@ -161,7 +160,7 @@ class Options:
     """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
     shifts images at random while they train; merge finds the number of clusters; resets
-    are every 5 epochs; even gives all clusters one size. affine and
+    are three; even gives all clusters one size. affine and
     deep_cluster are left out where there are no images, rotation and mmdc where none are square,
     photo where there are no colours, next_token where there are no texts, next_frame and speech
     where there are no sounds, cross_modal where there is no second modality."""
@@ -272,7 +271,7 @@ def cell_options(dataset: Any, row: str) -> Any:
     k = None if "merge" in changes else dataset.n_clusters
     parts = config.written(dataset.parts) or None
     partner = PARTNERS[dataset.name] if parts else None
-    return config.resolve(
+    options = config.resolve(
         config.Options(
             data=config.Data(data=dataset.name, partner=partner, parts=parts, n_clusters=k),
             method=config.Method(
@@ -282,7 +281,6 @@ def cell_options(dataset: Any, row: str) -> Any:
                 metric="euclidean" if "euclidean" in changes else None,
                 merge="merge" in changes,
                 sizes="even" if "even" in changes else None,
-                resets=_RESETS if "resets" in changes else None,
             ),
             network=config.Network(
                 precision="float32" if is_float32 else "bfloat16",
@@ -291,6 +289,10 @@ def cell_options(dataset: Any, row: str) -> Any:
         ),
         dataset.x.shape[0],
     )
+    if "resets" not in changes:
+        return options
+    method = dataclasses.replace(options.method, resets=options.training.epochs // 4)
+    return dataclasses.replace(options, method=method)
 
 
 def front_of(row: str) -> str:

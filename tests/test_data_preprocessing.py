@@ -1,5 +1,6 @@
 """Scalings, texts and sounds: worked numbers, second implementations, stored and applied again."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -263,8 +264,9 @@ def test_log_mel_frames():
     short = long[: 256 + 128 * 2 + 100]  # 3 frames
     pcm = np.int16(short * 2**15)
     clips = data.Clips((long, short, pcm, short[:40]), 8000)
-    logs, counts = audio.log_mels(settings, clips)
-    np.testing.assert_array_equal(counts, [8, 3, 3, 1])
+    logs, there = audio.log_mels(settings, clips)
+    np.testing.assert_array_equal(there.sum(axis=1), [8, 3, 3, 1])
+    assert there[:, 0].all() and (np.diff(there.astype(int), axis=1) <= 0).all()
     power = np.asarray(audio.power_spectrum(long, window=256, hop=128))
     expected = np.log(1e-8 + power @ audio.mel_bank(8000, 512, 40))
     np.testing.assert_allclose(logs[0], expected[6:14], rtol=1e-4)  # the middle 8 of 20
@@ -285,6 +287,10 @@ def test_sound_features_are_standardised_per_band():
     np.testing.assert_allclose(x[there].std(axis=0, dtype=np.float64), 1.0, atol=1e-4)
     one = preprocessing.apply(p, data.Clips(clips.samples[66:67], 8000))
     np.testing.assert_array_equal(one[0], x[66])  # whatever the other clips are
+    settings = {name: value for name, value in p.settings.items() if name != "fill"}
+    before = dataclasses.replace(p, settings=settings)
+    with pytest.raises(data.DataError, match="filled short clips with silence"):
+        preprocessing.apply(before, clips)
 
 
 def test_unusable_clips():

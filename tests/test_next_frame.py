@@ -82,6 +82,11 @@ def test_what_fills_a_short_clip_is_neither_told_nor_part_of_it(nets, params):
     wanted = (off[0].mean() + off[1, :7].mean()) / 2  # a clip of zeros alone has nothing to tell
     assert float(value) == pytest.approx(wanted, rel=1e-5)
     assert np.isfinite(nets.encoder.apply(params["encoder"], mixed)).all()
+    hidden = batch(short)._replace(clean=x)  # by a change of clips that are whole
+    value, _ = next_frame.loss(params, None, hidden, KEY, nets=nets, config=SMALL)
+    told = nets.frames.told(params["encoder"], nets.frames.states(params["encoder"], short[..., 0]))
+    wanted = np.abs(np.asarray(told)[:, :-2] - np.asarray(short)[:, 2:, :, 0]).mean()
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("n, parts", [(12, 3), (10, 4), (7, 3), (2, 4)])

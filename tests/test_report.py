@@ -604,3 +604,13 @@ def test_stacks_of_digits_are_told():
     }  # fmt: skip
     line = next(x for x in tables.score_table(report).splitlines() if "stacks of digits" in x)
     assert "have 925.0 ± 35 with a tenth" in line and "right on 98.5 %" in line
+
+
+def test_images_that_look_alike_when_turned_are_told_where_turns_are_learnt():
+    report = population(2, with_labels=False)
+    for accuracy, alike, is_told in ((0.9, 0.2, True), (0.9, 0.01, False), (0.3, 0.9, False)):
+        found = {"values": [accuracy, accuracy], "mean": accuracy, "std": 0.0}
+        report["pretext"] = {
+            "rows": "rows held out", "accuracy": found, "alike": alike, "blocks": [],
+        }  # fmt: skip
+        assert ("Of 20.0 % of the images no run" in tables.score_table(report)) == is_told

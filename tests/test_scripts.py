@@ -1124,7 +1124,9 @@ def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
     """Without its peers but scikit-learn, on small rows; no time is asserted."""
     module = script("benchmark_kmeans")
     monkeypatch.setattr(module, "FILES", {"cpu": tmp_path / "none.json"})
-    called = call(module, "--quick", "--workloads", "b", "b, seeding")
+    nearest = dataclasses.replace(module.WORKLOADS["codes, neighbours"], rows="blobs")
+    monkeypatch.setitem(module.WORKLOADS, "codes, neighbours", nearest)
+    called = call(module, "--quick", "--workloads", "b", "b, seeding", "codes, neighbours")
     assert called.code == 0 and not (tmp_path / "none.json").exists()
     lines = [line for line in called.out.splitlines() if line.startswith("|")]
     assert lines[0].startswith("| workload | jax | jax, 2 devices | scikit-learn | extra MiB")
@@ -1132,12 +1134,13 @@ def test_the_benchmark_of_kmeans_runs(monkeypatch, tmp_path):
     assert lines[3].startswith("| workload | jax | scikit-learn | jax, k-means parallel |")
     assert lines[5].startswith("| b, seeding") and lines[5].count(" | ") == lines[3].count(" | ")
     assert module.roofline()[0].startswith("| on paper")
-    inertia = [
-        ast.literal_eval(line[line.index("{") :])["inertia"]
-        for line in called.out.splitlines()
-        if re.match("b, round 1: (jax|scikit-learn) {", line)
-    ]
-    assert len(inertia) == 2 and inertia[0] == pytest.approx(inertia[1])
+    for name in ("b", "codes, neighbours"):
+        inertia = [
+            ast.literal_eval(line[line.index("{") :])["inertia"]
+            for line in called.out.splitlines()
+            if re.match(f"{name}, round 1: (jax|scikit-learn) {{", line)
+        ]
+        assert len(inertia) == 2 and inertia[0] == pytest.approx(inertia[1]), name
     assert "expected workloads of 'a', 'usps'" in refused(module, "--workloads", "z")
     assert "--rounds >= 1" in refused(module, "--rounds", "0")
     assert "found 1 and no_python" in refused(module, "--rounds", "1", "--peer-python", "no_python")

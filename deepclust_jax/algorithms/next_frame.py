@@ -115,7 +115,8 @@ def loss(
     params, ahead = params["encoder"], config.ahead
     x = in_order(batch.x)
     told = nets.frames.told(params, nets.frames.states(params, x[:, :-ahead]))
-    count = jnp.maximum(length(x) - ahead, 0)  # frames that are told
+    # Frames that are told: a change may hide the last ones, and the clip ends where it did.
+    count = jnp.maximum(length(in_order(augmentation.clean(batch))) - ahead, 0)
     off = jnp.mean(jnp.abs(told - x[:, ahead:]), axis=2)
     off = jnp.where(jnp.arange(off.shape[1])[None, :] < count[:, None], off, 0.0)
     off = jnp.sum(off, axis=1) / jnp.maximum(count, 1)

@@ -35,9 +35,8 @@ def fit(clips: Clips) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         frame_count(len(clip), settings["window"], settings["hop"]) for clip in clips.samples
     ]
     frames = int(np.ceil(np.percentile(lengths, 95) / 4)) * 4
-    settings |= {"frames": min(frames, MAX_FRAMES), "bands": BANDS}
-    logs, counts = log_mels(settings, clips)
-    there = _there(counts, frames=logs.shape[1])
+    settings |= {"frames": min(frames, MAX_FRAMES), "bands": BANDS, "fill": "mean"}
+    logs, there = log_mels(settings, clips)
     blocks = list(arrays.row_blocks(logs.shape))
     found = scaling.moments(
         lambda: (np.float64(logs[rows][there[rows]]) for rows in blocks), int(there.sum())
@@ -48,11 +47,16 @@ def fit(clips: Clips) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def apply(settings: dict[str, Any], constants: dict[str, np.ndarray], clips: Clips) -> np.ndarray:
     """Standardised log-mel spectrograms, 0 behind short clips. -> float32 [n, frames, bands, 1].
 
-    Raises DataError if the clips have another sample rate than those of `fit`.
+    Raises DataError if the clips have another sample rate than those of `fit`, or if that filled
+    short ones with something else.
     """
     check_rate(settings, clips)
-    x, counts = log_mels(settings, clips)
-    there = _there(counts, frames=x.shape[1])
+    if settings.get("fill") != "mean":
+        raise DataError(
+            "the stored preprocessing filled short clips with silence, as versions of before did; "
+            "train the run again"
+        )
+    x, there = log_mels(settings, clips)
     for rows in arrays.row_blocks(x.shape):
         found = scaling.transform(x[rows], "standard", constants)
         x[rows] = np.where(there[rows][..., None], found, 0.0)
@@ -81,32 +85,28 @@ def frame_count(length: int, window: int, hop: int) -> int:
     return 1 + max(0, length - window) // hop
 
 
-def _there(counts: np.ndarray, *, frames: int) -> np.ndarray:
-    """Which frames are of the clip, [n] -> bool [n, frames]."""
-    return np.arange(frames)[None, :] < counts[:, None]
-
-
 def log_mels(settings: dict[str, Any], clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel spectrograms, shorter clips filled with the floor, longer ones cut on both sides.
+    """Log-mel spectrograms, longer clips cut on both sides, and which frames are of it: behind
+    a shorter one comes the floor, for callers to replace.
 
-    -> float32 [n, frames, bands], and how many frames are of the clip, int32 [n].
+    -> float32 [n, frames, bands], bool [n, frames].
     """
     window, hop, frames = settings["window"], settings["hop"], settings["frames"]
     mel = mel_bank(settings["sample_rate"], 2 * window, settings["bands"])
-    batches, valid = [], []
+    batches, counts = [], np.zeros(len(clips), np.int32)
     for start in range(0, len(clips), BATCH):
         sounds = np.zeros((BATCH, (frames - 1) * hop + window), np.float32)
-        counts = np.zeros(BATCH, np.int32)
+        valid = np.zeros(BATCH, np.int32)
         chosen = clips.samples[start : start + BATCH]
         for i, clip in enumerate(chosen):
             found = frame_count(len(clip), window, hop)
             first = max(0, found - frames) // 2 * hop
             kept = as_float(clip[first : first + sounds.shape[1]])
-            sounds[i, : len(kept)], counts[i] = kept, min(found, frames)
-        logs = log_mel_batch(sounds, counts, mel, settings["floor"], window=window, hop=hop)
+            sounds[i, : len(kept)], valid[i] = kept, min(found, frames)
+        logs = log_mel_batch(sounds, valid, mel, settings["floor"], window=window, hop=hop)
         batches.append(np.asarray(logs)[: len(chosen)])
-        valid.append(counts[: len(chosen)])
-    return np.concatenate(batches), np.concatenate(valid)
+        counts[start : start + BATCH] = valid[: len(chosen)]
+    return np.concatenate(batches), np.arange(frames)[None, :] < counts[:, None]
 
 
 def as_float(clip: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ def of_rotation(
     """How often each run finds how an image was turned, and the clusters of every block.
 
     Of rows held out of training, where there are some; else of those trained on. `alike` is the
-    share of images of which no more than half of the turns are found, as of those that look alike
+    share of images of which no run finds more than half of the turns, as of those that look alike
     when they are turned; where there are labels, the turns found by class show which.
     """
     nets = rotation.build_nets(rotation.Config(hidden=options.network.hidden), x.shape[1:])
@@ -40,7 +40,7 @@ def of_rotation(
     report: dict[str, Any] = {
         "rows": "rows held out" if held_out else "rows trained on",
         "accuracy": scores.summary(by_image.mean(axis=1)),
-        "alike": float(np.mean(by_image.mean(axis=0) <= 0.5)),
+        "alike": float(np.mean(by_image.max(axis=0) <= 0.5)),
         "blocks": [],
     }
     if labels is not None:
