@@ -14,7 +14,7 @@ within 0.1 % of scikit-learn's best of ten converged runs: calls with one seed a
 it is there, each with its library's defaults, and one restart a call where all restarts would cost
 the peer more. Balanced clusters are all of one size, from the centroids of one run of k-means that
 both begin with; the eps of DBSCAN is the median distance to the fifth nearest row. Neighbours are
-the k nearest of every row, up to rounding; by scikit-learn with brute force, of ten features a tree.
+the k nearest of every row; scikit-learn's by brute force, but of ten features by a tree.
 `extra` is the most memory beyond the rows themselves.
 
 On a GPU those contenders run that can use it, flash-kmeans among them (its products are TF32, with
