@@ -87,6 +87,26 @@ def test_other_joint_methods(data_dir, method):
     assert mean_accuracy("usps", found.algorithm, found.state) >= GATES["usps", method]
 
 
+def test_pictures_and_sounds_agree(data_dir):
+    pictures, truth = data.load("mnist_of_fsdd")
+    pairs = data.paired(pictures, data.load("fsdd")[0])
+    own = config.resolve(
+        config.Options(
+            data=config.Data(
+                data="mnist_of_fsdd", partner="fsdd", parts=config.written(pairs.parts),
+                n_clusters=10,
+            ),
+            method=config.Method(method="cross_modal", augment="each"),
+            training=config.Training(epochs=20),
+            run=config.Run(seeds=1),
+        )
+    )  # fmt: skip
+    found = run.execute(own, pairs.x)
+    score = metrics.accuracy(truth, train.embed(found.algorithm, found.state, pairs.x)[1][0])
+    print(f"mnist_of_fsdd cross_modal: {score:.4f}")
+    assert score >= 0.95  # 0.987 to 0.991 for three seeds; k-means has 0.54 and 0.62 of each alone
+
+
 def test_heads_on_contrastive_features(data_dir):
     dataset, truth = loaded("usps")
     own = config.resolve(
