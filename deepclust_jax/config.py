@@ -223,7 +223,8 @@ class Run:
     """Root of all keys. The same seed gives the same runs."""
 
     out: Path | None = None
-    """Run directory. None: runs/DATA-METHOD, and what --augment and --merge change."""
+    """Run directory. None: runs/DATA-METHOD, and what --augment, --merge, --sizes, --resets and
+    --block change."""
 
     resume: bool = False
     """Go on with the run in --out from its last checkpoint."""
@@ -669,9 +670,12 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         options = dataclasses.replace(options, training=_lengthened(given, options, n_rows))
     if options.run.out is None:
         stem = Path(os.path.abspath(options.data.data)).stem
-        augment = options.method.augment
-        changes = [augment] * (augment != "none") + ["merge"] * options.method.merge
-        out = Path("runs") / "-".join([stem, options.method.method, *changes])
+        how = options.method
+        changes = [how.augment] * (how.augment != "none") + ["merge"] * how.merge
+        changes += [how.sizes] if how.sizes in ("even", "prior") else []
+        changes += ["resets"] if how.resets else []
+        changes += [f"block{how.block}"] if how.block else []
+        out = Path("runs") / "-".join([stem, how.method, *changes])
         run = dataclasses.replace(options.run, out=out)
         options = dataclasses.replace(options, run=run)
     _check_ranges(options)

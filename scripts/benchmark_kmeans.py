@@ -161,7 +161,8 @@ def measure(options: Options) -> dict[str, Any]:
         result = json.loads(file.read_text())
     result["environment"] = machine
     device = environment.processor() if platform == "cpu" else machine["device"]["kind"]
-    result["peers"] = peer_versions(options.peer_python)
+    # Other workloads may be beside others.
+    result["peers"] = result.get("peers", {}) | peer_versions(options.peer_python)
     for name in options.workloads:
         work = WORKLOADS[name]
         if options.quick:
@@ -695,8 +696,7 @@ def table(result: dict[str, Any]) -> str:
     groups = ("iterations", "call", "solution"), ("seeding", "balanced", "dbscan", "neighbours")
     machine, peers = result["environment"], result["peers"]
     cpus = cpus_of(result["workloads"])
-    installed = {name: version for name, version in peers.items() if version != "not installed"}
-    shown = ", ".join(f"{name} {version}" for name, version in installed.items())
+    shown = ", ".join(f"{name} {version}" for name, version in sorted(peers.items()))
     where = f"{machine['cores']} cores of {'; '.join(cpus)}"
     if machine["device"]["platform"] != "cpu":
         where = f"one {'; '.join(cpus)}"
@@ -787,12 +787,13 @@ def _cell(rounds: list[dict] | None, ours: list[dict]) -> str:
 
 
 def peer_versions(python: str) -> dict[str, str]:
-    """Versions of the peers under a Python; "not installed" where they are not."""
+    """Versions of the peers under a Python, of those that are installed."""
     code = "import importlib.metadata as m; print(m.version({!r}))"
     versions = {}
     for package in ("faiss-cpu" if name == "faiss" else name for name in PEERS):
         done = subprocess.run([python, "-c", code.format(package)], capture_output=True, text=True)
-        versions[package] = done.stdout.strip() if done.returncode == 0 else "not installed"
+        if done.returncode == 0:
+            versions[package] = done.stdout.strip()
     return versions
 
 

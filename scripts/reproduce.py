@@ -160,7 +160,7 @@ class Options:
     """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
     shifts images at random while they train; merge finds the number of clusters; resets
-    are three; even gives all clusters one size. affine and
+    are three; even shares out batches evenly among clusters. affine and
     deep_cluster are left out where there are no images, rotation and mmdc where none are square,
     photo where there are no colours, next_token where there are no texts, next_frame and speech
     where there are no sounds, cross_modal where there is no second modality."""
@@ -247,6 +247,7 @@ def main(args: list[str] | None = None) -> int:
                 seeds = [seed for seed in group if seed in due[row]]
                 try:
                     if seeds:
+                        print(f"{name} {row} seeds {seeds}: training", flush=True)
                         of_tokens = front_of(row) == "next_token"
                         train_cells(read if of_tokens else used[row], labels, row, seeds)
                 except train.Diverged as error:  # the other cells are trained all the same

@@ -291,6 +291,10 @@ def test_the_run_directory_is_named_after_data_and_method():
     assert resolved("--out", "x").run.out == Path("x")
     graph = ("--data", "usps", "--method", "contrastive", "--augment", "affine", "--merge")
     assert resolved(*graph).run.out == Path("runs/usps-contrastive-affine-merge")
+    kept = resolved("--method", "dec", "--sizes", "even", "--resets", "5")
+    assert kept.run.out == Path("runs/digits-dec-even-resets")
+    block = resolved("--method", "rotation", "--block", "2")
+    assert block.run.out == Path("runs/digits-rotation-block2")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     assert sum(block["chosen"] for block in found["blocks"]) == 2
     for i, block in enumerate(found["blocks"], 1):
         mean = block["external"]["accuracy"]["mean"]
-        assert f"block {i}: chosen by {block['chosen']} runs; accuracy {100 * mean:.1f}" in printed
+        assert (
+            f"block {i}: labels {block['chosen']} of 2 runs; accuracy {100 * mean:.1f}" in printed
+        )
     chosen = [i for i, block in enumerate(found["blocks"]) if block["chosen"] == 2]
     for i in chosen:  # the block that labels: its clusters are those of the run
         assert found["blocks"][i]["external"] == report["external"]

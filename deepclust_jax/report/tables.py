@@ -157,9 +157,10 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
     if "by_class" in found:
         by_class = " ".join(f"{name} {100 * v:.0f}" for name, v in found["by_class"].items())
         lines.append(f"turns found by class [%]: {by_class}")
+    runs = sum(block["chosen"] for block in found["blocks"])
     for i, block in enumerate(found["blocks"], 1):
         scored = f"; {_first(block['external'])}" if "external" in block else ""
-        lines.append(f"block {i}: chosen by {block['chosen']} runs{scored}")
+        lines.append(f"block {i}: labels {block['chosen']} of {runs} runs{scored}")
     return lines
 
 
