@@ -86,8 +86,8 @@ def frame_count(length: int, window: int, hop: int) -> int:
 
 
 def log_mels(settings: dict[str, Any], clips: Clips) -> tuple[np.ndarray, np.ndarray]:
-    """Log-mel spectrograms, longer clips cut on both sides, and which frames are of it: behind
-    a shorter one comes the floor, for callers to replace.
+    """Log-mel spectrograms, longer clips cut on both sides; and which frames are of the clip, as
+    behind a shorter one comes the floor, for callers to replace.
 
     -> float32 [n, frames, bands], bool [n, frames].
     """
