@@ -14,7 +14,7 @@ within 0.1 % of scikit-learn's best of ten converged runs: calls with one seed a
 it is there, each with its library's defaults, and one restart a call where all restarts would cost
 the peer more. Balanced clusters are all of one size, from the centroids of one run of k-means that
 both begin with; the eps of DBSCAN is the median distance to the fifth nearest row. Neighbours are
-the k nearest of every row; scikit-learn's by brute force, but of ten features by a tree.
+the k nearest of every row; scikit-learn takes a tree for ten features, and else brute force.
 `extra` is the most memory beyond the rows themselves.
 
 On a GPU those contenders run that can use it, flash-kmeans among them (its products are TF32, with
@@ -643,13 +643,8 @@ def _nearest_jax(x: Any, k: int) -> Callable[[], Any]:
 def _nearest_sklearn(x: Any, k: int) -> Callable[[], Any]:
     from sklearn.neighbors import NearestNeighbors
 
-    # The tree is for few features: of 10 it is the faster one.
-    algorithm = "brute" if x.shape[1] > 15 else "kd_tree"
-    return lambda: (
-        NearestNeighbors(n_neighbors=k, algorithm=algorithm, n_jobs=-1)
-        .fit(x)
-        .kneighbors(return_distance=False)
-    )
+    model = NearestNeighbors(n_neighbors=k, n_jobs=-1)
+    return lambda: model.fit(x).kneighbors(return_distance=False)
 
 
 def _nearest_faiss(x: Any, k: int) -> Callable[[], Any]:

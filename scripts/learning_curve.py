@@ -106,11 +106,7 @@ def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
 
     scaling = "tokens" if front_end == "next_token" else "auto"
     dataset, labels = data.load(name, scaling=scaling, limit=n)
-    if labels is None or dataset.n_clusters is None:
-        raise data.DataError(
-            f"expected as --data the name of a data set with classes, found {name}; of own files "
-            "train_deep_kmeans.py tells more"
-        )
+    reproduce.check_classes(name, dataset, labels)
     wanted = reproduce.recipe(dataset, "kmeans" if front_end == ROWS else front_end)
     wanted["version"] = 1  # of features, whatever else clusters them
     for seed in range(seeds):

@@ -159,9 +159,9 @@ class Options:
     rows: tuple[Row, ...] = ROWS
     """Rows of the table. kmeans is on the rows as they are; dcn, dkm, dec, idec, vade, n2d and
     info_max start from an autoencoder or contrastive features of the same seed. affine turns and
-    shifts images at random while they train; merge finds the number of clusters; resets
-    are three; even shares out batches evenly among clusters. affine and
-    deep_cluster are left out where there are no images, rotation and mmdc where none are square,
+    shifts images at random while they train; merge finds the number of clusters; resets are three;
+    even shares out batches evenly among clusters. affine and deep_cluster are left out where there
+    are no images, rotation and mmdc where none are square,
     photo where there are no colours, next_token where there are no texts, next_frame and speech
     where there are no sounds, cross_modal where there is no second modality."""
 
@@ -200,11 +200,7 @@ def main(args: list[str] | None = None) -> int:
             dataset, labels = data.load(name)
             if name in PARTNERS and any(row.startswith("cross_modal") for row in options.rows):
                 paired = data.paired(dataset, data.load(PARTNERS[name])[0])
-            if labels is None or dataset.n_clusters is None:
-                raise data.DataError(
-                    f"expected as --data the name of a data set with classes, found {name}; of own "
-                    "files train_deep_kmeans.py tells more"
-                )
+            check_classes(name, dataset, labels)
         except data.DataError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
@@ -256,6 +252,17 @@ def main(args: list[str] | None = None) -> int:
         for row in rows:
             write_vote(name, row, labels)
     return 1 if failed else 0
+
+
+def check_classes(name: str, dataset: Any, labels: Any) -> None:
+    """Raise DataError for data without classes, which nothing here can score."""
+    from deepclust_jax import data
+
+    if labels is None or dataset.n_clusters is None:
+        raise data.DataError(
+            f"expected as --data the name of a data set with classes, found {name}; of own files "
+            "train_deep_kmeans.py tells more"
+        )
 
 
 def cell_file(data: str, row: str, seed: int) -> Path:

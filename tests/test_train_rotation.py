@@ -10,6 +10,7 @@ import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
 from deepclust_jax import config, data, run, train
+from deepclust_jax.algorithms import rotation
 from deepclust_jax.data import preprocessing
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -31,7 +32,10 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     assert found["rows"] == "rows held out" and len(found["accuracy"]["values"]) == 2
     assert f"turns found [%], rows held out: {100 * found['accuracy']['mean']:.1f} ± " in printed
     assert set(found["by_class"]) == set("0123456789")
-    assert 0 <= found["alike"] <= 1
+    kept, x = run.restore(out), data.load("digits", limit=200)[0].x[-50:]
+    nets = rotation.build_nets(rotation.Config(hidden=(8, 8)), x.shape[1:])
+    by_image = jax.vmap(lambda state: rotation.accuracy(state, x, nets))(kept.state)
+    assert found["alike"] == pytest.approx((by_image.max(axis=0) <= 0.5).mean()) != 0
     assert sum(block["chosen"] for block in found["blocks"]) == 2
     for i, block in enumerate(found["blocks"], 1):
         mean = block["external"]["accuracy"]["mean"]
