@@ -157,8 +157,8 @@ class Method:
     found again most surely in other rows."""
 
     merge: bool = False
-    """Find the number of clusters: start with --n-clusters and merge those with no valley between
-    them (n2d, contrastive)."""
+    """Find the number of clusters: start with --n-clusters and merge what is one, while it trains
+    (dcn) or after (n2d, contrastive)."""
 
     likelihood: Literal["gaussian", "bernoulli"] | None = None
     """Of the rows given the code (vade); bernoulli is for rows in 0..1."""
@@ -403,7 +403,7 @@ _OBJECTIVES = {
 }
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
-_ON_GRAPHS = ("n2d", "contrastive")  # which can merge clusters
+_MERGED = ("dcn", "n2d", "contrastive")  # which can find the number of clusters
 MOST_CLUSTERS = 35  # to merge, where none are given; of DipDECK
 _OF_PRETRAINING = ("pretrain_learning_rate", "metric")
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
@@ -658,9 +658,9 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             f"expected --augment noise beside --method {' or '.join(_ON_PAIRS)}, found {method}"
         )
     if options.method.merge:
-        if options.method.method not in _ON_GRAPHS:
+        if options.method.method not in _MERGED:
             raise ConfigError(
-                f"expected --merge beside --method {' or '.join(_ON_GRAPHS)}, found {method}"
+                f"expected --method {', '.join(_MERGED)} beside --merge, found {method}"
             )
         most = options.data.n_clusters or MOST_CLUSTERS  # never the number of classes
         options = dataclasses.replace(

@@ -230,8 +230,9 @@ def phases(
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
     if method.method == "info_max":
         own |= {"noise": noise}
-    if method.method == "n2d":
+    if method.method in ("dcn", "n2d"):
         own |= {"merge": method.merge}
+    if method.method == "n2d":
         optimizer = autoencoder.sgd(rate, autoencoder.Config())
     algorithm = module.build(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change

@@ -61,12 +61,12 @@ Row = Literal[
     "next_frame", "cross_modal", "cross_modal-each", "gan", "info_gan", "info_gan-affine",
     "cluster_gan", "cluster_gan-affine", "bi_gan", "idec-of-contrastive-speech",
     "n2d-of-contrastive-speech", "idec-of-next_token", "n2d-of-next_token", "idec-of-rotation",
-    "n2d-of-rotation", "n2d-of-gan", "dcn-resets", "dcn-even",
+    "n2d-of-rotation", "n2d-of-gan", "dcn-resets", "dcn-even", "dcn-merge", "dcn-affine-merge",
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
-    "n2d", "n2d-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
-    "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dkm-affine",
+    "n2d", "n2d-merge", "dcn-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
+    "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dcn-affine-merge", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
     "info_max-affine", "contrastive-speech", "info_max-speech", "contrastive-photo",
     "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",

@@ -151,8 +151,8 @@ def test_merging_never_starts_with_the_number_of_classes():
     assert alone.data.n_clusters == 35
     found = resolved("--method", "contrastive", "--merge", "--n-clusters", "20")
     assert found.data.n_clusters == 20 and found.method.merge
-    for method in ("dcn", "info_max", "autoencoder"):
-        with pytest.raises(config.ConfigError, match="--merge beside --method n2d or contrastive"):
+    for method in ("dkm", "info_max", "autoencoder"):
+        with pytest.raises(config.ConfigError, match="--method dcn, n2d, contrastive beside --mer"):
             resolved("--method", method, "--merge")
 
 

@@ -758,6 +758,7 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "n2d", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (["--method", "n2d", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
+        (["--method", "dcn", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (["--method", "info_max", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (
             ["--method", "dcn", "--resets", "1", "--sizes", "even", "--epochs", "3"],

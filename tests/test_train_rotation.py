@@ -106,7 +106,7 @@ def test_a_finished_run_labels_new_rows(run_of_digits, tmp_path):
         (["--held-out", "-1"], "expected --held-out >= 0, found -1"),
         (["--held-out", "195"], "expected --held-out <= 190, which leaves a row for each cluster"),
         (["--weight", "1"], "--weight 1.0 is no option of --method rotation"),
-        (["--merge"], "--merge beside --method n2d or contrastive"),
+        (["--merge"], "expected --method dcn, n2d, contrastive beside --merge"),
     ],
 )
 def test_what_cannot_work_is_refused(args, words, tmp_path):

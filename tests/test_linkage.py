@@ -1,0 +1,170 @@
+"""The number of clusters by linkage in a graph of neighbours, and dcn, which so finds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deepclust_jax import data, metrics, resets, train
+from deepclust_jax.algorithms import autoencoder, dcn
+from deepclust_jax.clustering import linkage
+
+KEY = jax.random.key(0)
+SMALL = {"embed_dim": 5, "hidden": (64, 64)}
+
+
+def rings(n=600, seed=0):
+    """Two rings, one inside the other: no line between centroids tells them apart."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], n // 2)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    radius = np.where(labels, 3.0, 1.0) + rng.normal(0, 0.1, n)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).astype(np.float32), labels
+
+
+def modularity(edges, group):
+    """Newman and Girvan: the share of edges within groups, less what chance gives."""
+    total, value = edges.sum(), 0.0
+    for own in np.unique(group):
+        members = group == own
+        value += edges[np.ix_(members, members)].sum() / total
+        value -= (edges[members].sum() / total) ** 2
+    return value
+
+
+def test_edges_by_hand(monkeypatch):
+    monkeypatch.setattr(linkage, "NEIGHBORS", 1)
+    z = jnp.array([[0.0], [1.0], [2.2], [10.0], [10.5]])  # nearest: 1, 0, 1, 4, 3
+    found = linkage.edges(z, jnp.array([0, 0, 1, 3, 3]), 4)
+    expected = np.zeros((4, 4))
+    expected[0, 0] = expected[3, 3] = 4.0  # both rows, counted from both
+    expected[0, 1] = expected[1, 0] = 1.0
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_linkage_by_hand():
+    edges = jnp.array([[6.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])  # degrees 8, 6, 0
+    found = linkage.of(edges)
+    assert found[0, 1] == pytest.approx(2.0 * 14.0 / (8.0 * 6.0))
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(found[2], -1.0)  # no edges
+    np.testing.assert_array_equal(np.diag(found), -1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merging_ends_where_joining_two_would_no_longer_raise_the_modularity(seed):
+    rng = np.random.default_rng(seed)
+    edges = rng.poisson(np.where(rng.random((12, 12)) < 0.2, 30.0, 1.0)).astype(np.float32)
+    edges = edges + edges.T
+    group = np.asarray(linkage.merge(jnp.asarray(edges)))
+    reached = modularity(edges, group)
+    assert 1 < len(np.unique(group)) < 12 and reached > modularity(edges, np.arange(12))
+    for a in np.unique(group):
+        for b in np.unique(group):
+            if a < b:
+                assert modularity(edges, np.where(group == b, a, group)) <= reached + 1e-6
+
+
+def test_groups_are_numbered_in_the_order_of_their_first_clusters():
+    edges = np.zeros((6, 6), np.float32)
+    for a, b in ((1, 4), (0, 0), (3, 3), (1, 1), (4, 4)):  # 2 and 5 have no edges
+        edges[a, b] = edges[b, a] = 10.0
+    group = np.asarray(linkage.merge(jnp.asarray(edges)))
+    assert group[[0, 1, 3, 4]].tolist() == [0, 1, 2, 1] and group.max() == 2
+    assert np.asarray(linkage.merge(jnp.zeros((3, 3)))).tolist() == [0, 0, 0]
+
+
+def test_the_largest_linkage_is_joined_first():
+    """1 goes with 0; together they are no longer as near to 2 as 1 was."""
+    edges = np.full((3, 3), 1.0, np.float32)
+    np.fill_diagonal(edges, [2.0, 2.0, 40.0])
+    edges[0, 1] = edges[1, 0] = 6.0
+    edges[1, 2] = edges[2, 1] = 5.0
+    assert linkage.of(jnp.asarray(edges))[0, 1] > linkage.of(jnp.asarray(edges))[1, 2]
+    assert np.asarray(linkage.merge(jnp.asarray(edges))).tolist() == [0, 0, 1]
+
+
+def test_rings_are_two_where_no_line_between_centroids_tells():
+    x, y = rings()
+    nearest = np.argmin(np.sum((x[:, None] - x[None, ::15]) ** 2, axis=-1), axis=1)  # of 40
+    edges = linkage.edges(jnp.asarray(x), jnp.asarray(nearest), 40)
+    group = np.asarray(linkage.merge(edges, 0.0))[nearest]
+    assert metrics.accuracy(y, group) > 0.98
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset, labels = data.load("digits")
+    algorithm = autoencoder.build(
+        autoencoder.Config(**SMALL, learning_rate=0.3), dataset.x.shape[1:]
+    )
+    found = train.fit(KEY, algorithm, dataset.x, epochs=40, refresh_every=0, refresh_at_end=True)
+    return np.asarray(dataset.x), labels, found.state
+
+
+@pytest.fixture(scope="module")
+def merged(digits):
+    """Of 35 clusters, from an autoencoder that had 10. -> algorithm, Fit."""
+    x, _, start = digits
+    algorithm = dcn.build(
+        dcn.Config(**SMALL, n_clusters=35, merge=True, weight=2.0, learning_rate=1e-3), x.shape[1:]
+    )
+    first = dcn.warm_start(train.init(KEY, algorithm, x), start)
+    assert start.centroids.shape[0] == 10 and first.centroids.shape[0] == 35
+    return algorithm, train.fit(KEY, algorithm, x, epochs=10, state=first)
+
+
+def test_dcn_finds_the_number_of_clusters_of_digits(digits, merged):
+    x, y, _ = digits
+    algorithm, found = merged
+    labels = train.embed(algorithm, found.state, x)[1]
+    n = len(np.unique(labels))
+    assert labels.max() + 1 == n == int(found.state.group.max()) + 1
+    assert 8 <= n <= 15 and metrics.nmi(y, labels) > 0.75
+    assert found.metrics["clusters"][-1] == pytest.approx(n) and n < 35
+
+
+def test_rows_are_drawn_to_the_mean_of_their_group():
+    state = dcn.State(
+        jnp.int32(0), {}, (), jnp.array([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]),
+        jnp.array([1.0, 3.0, 2.0]), jnp.array([0, 0, 1], jnp.int32),
+    )  # fmt: skip
+    np.testing.assert_allclose(dcn.middles(state), [[1.5, 0.0], [1.5, 0.0], [9.0, 9.0]])
+    assert dcn.middles(state.replace(group=None)) is state.centroids
+
+
+def test_a_centroid_without_rows_is_of_the_group_of_the_nearest(digits, merged):
+    x, (algorithm, found) = jnp.asarray(digits[0]), merged
+    far = found.state.centroids[7] + 1e3  # nearest to whichever lies furthest in that direction
+    state = found.state.replace(centroids=found.state.centroids.at[3].set(far))
+    state = algorithm.refresh(KEY, state, x)
+    gaps = jnp.sum((state.centroids - far[None, :]) ** 2, axis=1).at[3].set(jnp.inf)
+    assert state.group[3] == state.group[jnp.argmin(gaps)]
+    labels = train.embed(algorithm, state, x)[1]
+    assert len(np.unique(labels)) == labels.max() + 1
+
+
+def test_groups_are_found_anew_each_time(digits, merged):
+    """What was joined can part again: the groups do not depend on those of before."""
+    x, (algorithm, found) = jnp.asarray(digits[0]), merged
+    one = found.state.replace(group=jnp.zeros(35, jnp.int32))
+    again = algorithm.refresh(KEY, one, x)
+    np.testing.assert_array_equal(again.group, algorithm.refresh(KEY, found.state, x).group)
+    assert again.group.max() > 0
+
+
+def test_after_a_reset_groups_are_of_the_new_centroids(digits, merged):
+    x, (algorithm, found) = jnp.asarray(digits[0]), merged
+    around = resets.around(algorithm, every=1)
+    before = resets.State(found.state.step, found.state, jnp.int32(1))
+    after = around.refresh(KEY, before, x).own
+    assert not np.allclose(after.centroids, found.state.centroids)
+    np.testing.assert_array_equal(after.group, algorithm.refresh(KEY, after, x).group)
+
+
+def test_without_merge_the_state_is_as_before(digits):
+    x, _, start = digits
+    algorithm = dcn.build(dcn.Config(**SMALL), x.shape[1:])
+    state = dcn.warm_start(train.init(KEY, algorithm, x), start)
+    assert state.group is None
+    np.testing.assert_array_equal(state.centroids, autoencoder.starting_point(start)[1])
