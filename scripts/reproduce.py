@@ -65,8 +65,9 @@ Row = Literal[
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     "kmeans", "autoencoder-euclidean", "autoencoder", "dcn", "dkm", "dec", "idec", "vade",
-    "n2d", "n2d-merge", "dcn-merge", "contrastive", "contrastive-merge", "info_max", "contrastive-noise",
-    "contrastive-noise-merge", "info_max-noise", "dcn-affine", "dcn-affine-merge", "dkm-affine",
+    "n2d", "n2d-merge", "dcn-merge", "contrastive", "contrastive-merge", "info_max",
+    "contrastive-noise", "contrastive-noise-merge", "info_max-noise", "dcn-affine",
+    "dcn-affine-merge", "dkm-affine",
     "dec-affine", "idec-affine", "contrastive-affine", "contrastive-affine-merge",
     "info_max-affine", "contrastive-speech", "info_max-speech", "contrastive-photo",
     "info_max-photo", "rotation", "mmdc-affine", "mmdc-photo", "deep_cluster",
