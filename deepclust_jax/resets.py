@@ -33,12 +33,14 @@ class State:
     epoch: Array  # [] int32, how often `refresh` was called
 
 
-def around(algorithm: Algorithm, *, every: int, keep: float = 0.8) -> Algorithm:
+def around(
+    algorithm: Algorithm, *, every: int, keep: float = 0.8, until: int | None = None
+) -> Algorithm:
     """The algorithm with a reset at the start of every `every`-th epoch, but for the first.
 
     Its state must have `params["encoder"]`, a perceptron or convolutions of networks.py, and
     centroids in `params["centroids"]` or `centroids`. Call `refresh` in every epoch, as `train.fit`
-    does.
+    does. With `until`, the number of epochs, none comes after the last, should it be called there.
 
     Raises:
         ValueError: every < 1, or keep outside 0..1.
@@ -57,6 +59,8 @@ def around(algorithm: Algorithm, *, every: int, keep: float = 0.8) -> Algorithm:
 
     def refresh(key: Key, state: State, x: Array) -> State:
         is_due = (state.epoch > 0) & (state.epoch % every == 0)
+        if until is not None:
+            is_due &= state.epoch < until
         own = jax.lax.cond(is_due, lambda own: reset(key, own, x), lambda own: own, state.own)
         own = algorithm.refresh(key, own, x)
         return state.replace(own=own, epoch=state.epoch + 1)

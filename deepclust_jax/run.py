@@ -75,7 +75,7 @@ class Phase(NamedTuple):
     algorithm: Algorithm
     epochs: int
     refresh_every: int  # as in `train.fit`
-    cluster: bool  # refresh once more at the end: the k-means of an autoencoder
+    cluster: bool  # refresh once more at the end: the k-means of an autoencoder, what is merged
     pairs: str = ""  # of neighbours by what, if it trains on pairs: "rows", or "features" before
 
 
@@ -238,9 +238,10 @@ def phases(
         module.Config(**common, **own), shape[1:], optimizer=optimizer, augment=change
     )
     if method.resets is not None:
-        algorithm = resets.around(algorithm, every=method.resets)
-    at_end = method.method in ("n2d", "info_max")  # clustered once
-    joint = Phase("train", 1, algorithm, training.epochs, 0 if at_end else 1, at_end)
+        algorithm = resets.around(algorithm, every=method.resets, until=training.epochs)
+    once = method.method in ("n2d", "info_max")  # clustered at the end alone
+    at_end = once or method.merge
+    joint = Phase("train", 1, algorithm, training.epochs, 0 if once else 1, at_end)
     rate, epochs = training.pretrain_learning_rate, training.pretrain_epochs
     if method.method == "info_max":
         joint = joint._replace(pairs="features" if epochs else by_rows)

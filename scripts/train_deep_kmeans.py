@@ -228,8 +228,8 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
         k = max(count_distinct(rows, k), 2)
     if k is None:
         raise config.ConfigError(
-            f"--n-clusters is needed for {options.data.data}; give it, or let --method n2d --merge "
-            "find it"
+            f"--n-clusters is needed for {options.data.data}; give it, or let --merge find it, "
+            "beside --method n2d or dcn"
         )
     if n < 2:
         raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
@@ -427,6 +427,8 @@ def progress(every: float = 60.0):
         values = metrics.get("loss", [])
         values = [value for value in values if math.isfinite(value)]  # one seed may have diverged
         loss = f"{statistics.fmean(values):.4g}" if values else ""
+        if "clusters" in metrics:  # where their number is found
+            loss += f", {statistics.fmean(metrics['clusters']):.3g} clusters"
         display.update(tasks[phase], completed=epoch, loss=loss)
         if display.disable and time.monotonic() - said >= every:
             said = time.monotonic()

@@ -6,6 +6,7 @@ Means over five seeds with the practical profile, shortened. Not collected by a 
 takes minutes. The last two tests break the methods and show that the gates notice.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -134,6 +135,21 @@ def test_the_number_of_clusters_of_a_graph(data_dir):
     print(f"usps merged: {count} clusters, nmi {score:.4f}")
     # 10 to 12 for three keys, with 0.868 to 0.873; not merged they are 35 with 0.75.
     assert 9 <= count <= 14 and score >= 0.83
+
+
+def test_the_number_of_clusters_while_a_network_trains(data_dir):
+    """Of 35: wrong edges or groups leave most of them, or hardly any."""
+    x, truth = loaded("usps")[0].x, loaded("usps")[1]
+    given = options("usps", "dcn", 3)
+    given = dataclasses.replace(given, method=dataclasses.replace(given.method, merge=True))
+    given = dataclasses.replace(given, data=dataclasses.replace(given.data, n_clusters=35))
+    found = run.execute(given, x, pretrained=pretrained("usps").state)
+    _, labels_all = train.embed(found.algorithm, found.state, x)
+    counts = [len(np.unique(labels)) for labels in labels_all]
+    scores = [metrics.nmi(truth, labels) for labels in labels_all]
+    print(f"usps: {counts} clusters, NMI {np.mean(scores):.4f}")
+    assert min(counts) >= 9 and max(counts) <= 16
+    assert np.mean(scores) >= 0.5
 
 
 @pytest.mark.parametrize("name", LIMIT)

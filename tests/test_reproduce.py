@@ -337,6 +337,24 @@ def test_a_cell_is_trained_again_only_if_its_recipe_changes(folder, monkeypatch)
     assert REPRODUCE.is_done(dataset, "dcn", 0) and " °" not in row_of_table("dcn")
 
 
+def test_the_start_of_a_merged_row_does_not_know_the_number_of_classes(folder, monkeypatch):
+    """Trap: the code came in the metric of a k-means with as many clusters as there are classes."""
+    dataset, _ = data.load("digits")
+    execute, given = run.execute, []
+
+    def noted(options, x, **more):
+        given.append(more.get("pretrained"))
+        return execute(options, x, **more)
+
+    monkeypatch.setattr(run, "execute", noted)
+    REPRODUCE.trained_of(dataset, "dcn", [0])
+    REPRODUCE.trained_of(dataset, "dcn-merge", [0])
+    told, not_told = (start for start in given if start is not None)
+    assert told.view.centroids.shape[1] == 10 and not_told.view.centroids.shape[1] == 35
+    kernels = (start.params["encoder"]["params"]["Dense_0"]["kernel"] for start in (told, not_told))
+    np.testing.assert_array_equal(*kernels)  # the network is one
+
+
 def row_of_table(row):
     lines = REPRODUCE.quality_table().splitlines()
     return next(line for line in lines if line.startswith(f"| digits | {row} |"))

@@ -12,6 +12,11 @@ Graph Clustering using Node Pair Sampling", eq. 2), and at the threshold of 1 it
 would no longer raise the modularity of Newman and Girvan. Edges are between near rows and see a
 gap of any shape, where a test along the line between two centroids sees what both clusters leave
 on it.
+
+The number found is no evidence that there are clusters. Chance knows no geometry, and where there
+are few clusters, or few dimensions, modularity parts what is one: of ten digits in codes of ten
+dimensions there are 11 to 14 clusters, but of one Gaussian 8 to 11 (600 rows of 8 features) or 23
+(5,000 rows of 2).
 """
 
 import jax
@@ -25,7 +30,7 @@ NEIGHBORS = 10  # that a row points at
 
 
 def edges(z: Array, labels: Array, n_clusters: int) -> Array:
-    """How many rows of one cluster have a row of another among their nearest, counted from both.
+    """How many pairs of a row and one of its nearest are of one cluster and another, either way.
 
     Args:
         z: rows [n, d].
