@@ -138,18 +138,17 @@ def test_the_number_of_clusters_of_a_graph(data_dir):
 
 
 def test_the_number_of_clusters_while_a_network_trains(data_dir):
-    """Of 35: wrong edges or groups leave most of them, or hardly any."""
-    x, truth = loaded("usps")[0].x, loaded("usps")[1]
+    dataset, truth = loaded("usps")
     given = options("usps", "dcn", 3)
     given = dataclasses.replace(given, method=dataclasses.replace(given.method, merge=True))
     given = dataclasses.replace(given, data=dataclasses.replace(given.data, n_clusters=35))
-    found = run.execute(given, x, pretrained=pretrained("usps").state)
-    _, labels_all = train.embed(found.algorithm, found.state, x)
+    found = run.execute(given, dataset.x, pretrained=pretrained("usps").state)
+    _, labels_all = train.embed(found.algorithm, found.state, dataset.x)
     counts = [len(np.unique(labels)) for labels in labels_all]
     scores = [metrics.nmi(truth, labels) for labels in labels_all]
-    print(f"usps: {counts} clusters, NMI {np.mean(scores):.4f}")
-    assert min(counts) >= 9 and max(counts) <= 16
-    assert np.mean(scores) >= 0.5
+    print(f"usps merged: {counts} clusters, nmi {np.mean(scores):.4f}")
+    # 11 to 13 with 0.737; not merged they are 35.
+    assert min(counts) >= 9 and max(counts) <= 16 and np.mean(scores) >= 0.7
 
 
 @pytest.mark.parametrize("name", LIMIT)
