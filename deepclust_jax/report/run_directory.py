@@ -86,17 +86,14 @@ def write(
     if options.method.merge:
         report["clusters"] = scores.counted(labels_all)
         k = len(report["cluster_sizes"])  # of the run kept
+        trained = trained._replace(start=start_of(options, dataset.x, trained, k))
     report["baselines"] = []
     if labels is not None:
         keys = run.seed_keys(options)
         simpler = baselines.labels_of(keys, dataset, k, trained)
-
-        def named(name):  # with the number of clusters, where it was not given
-            own = options.data.n_clusters if name == baselines.START else k
-            return f"{name}, k = {own}" if options.method.merge else name
-
+        number = f", k = {k}" if options.method.merge else ""  # where it was not given
         report["baselines"] = [
-            {"name": named(name), "external": scores.external(clusters, labels)}
+            {"name": name + number, "external": scores.external(clusters, labels)}
             for name, clusters in simpler.items()
         ]
         if held_out := options.data.held_out:
@@ -182,6 +179,17 @@ def write(
     }
     scores.write_report(folder / "report.json", report)
     return report
+
+
+def start_of(options: config.Options, x: Any, trained: run.Trained, n_clusters: int) -> Any:
+    """What a run with --merge started from, clustered to as many clusters as it found; None where
+    it started from nothing, or found one."""
+    if trained.start is None or n_clusters < 2:
+        return None
+    own = dataclasses.replace(options.data, n_clusters=n_clusters)
+    phase = run.phases(dataclasses.replace(options, data=own), x.shape)[0]
+    keys, state = run.own_keys(phase, run.seed_keys(options)), trained.start[1]
+    return phase.algorithm, train.refresh(keys, phase.algorithm, state, x, epoch=phase.epochs)
 
 
 def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
