@@ -662,8 +662,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             raise ConfigError(
                 f"expected --method {', '.join(_MERGED)} beside --merge, found {method}"
             )
-        given_k = options.data.n_clusters
-        most = MOST_CLUSTERS if given_k is None else given_k  # never the number of classes
+        most = options.data.n_clusters
+        most = MOST_CLUSTERS if most is None else most  # never the number of classes
         options = dataclasses.replace(
             options, data=dataclasses.replace(options.data, n_clusters=most)
         )
