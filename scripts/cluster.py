@@ -118,10 +118,9 @@ def cluster(options: Options) -> int:
     if table is not None:
         files = data.row_files(options.data, limit=options.limit)
         run_directory.write_labels_by_file(table, files, labels[0])
-    k = trained.options.data.n_clusters
-    if trained.options.method.merge:  # which was where merging began
-        k = np.load(options.run / "labels.npy").max() + 1
-    sizes = np.bincount(labels[0], minlength=k)
+    sizes = np.bincount(
+        labels[0], minlength=run_directory.clusters_of(options.run, trained.options)
+    )
     print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
     print(f"Labels: {options.labels_out}")
     return 0

@@ -249,15 +249,23 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
             f"expected the {len(z)} rows that the run in {folder} was trained on in "
             f"{options.data.data}, found others; they have changed since"
         )
-    k = options.data.n_clusters
-    if options.method.merge:  # which was where merging began
-        k = len(np.unique(_read_array(folder / "labels.npy")))
+    k = clusters_of(folder, options)
     dataset, _ = data.load(path, kind="tabular", scaling=given.scaling)
     dataset = dataclasses.replace(dataset, name=folder.resolve().name, n_clusters=k)
     nuisance = before.nuisance
     if given.nuisance is not None and with_nuisance:
         nuisance = data.nuisance(path, len(z), file=given.nuisance)
     return before._replace(dataset=dataset, nuisance=nuisance)
+
+
+def clusters_of(folder: Path, options: config.Options) -> int:
+    """How many clusters a finished run has, where its options may have where merging began.
+
+    Raises ConfigError where its labels cannot be read.
+    """
+    if not options.method.merge:
+        return options.data.n_clusters
+    return len(np.unique(_read_array(folder / "labels.npy")))
 
 
 def made_for(given: config.Data, dataset: Dataset) -> np.ndarray | None:
