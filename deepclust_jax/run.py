@@ -307,6 +307,16 @@ def own_keys(phase: Phase, keys: Key) -> Key:
     return jax.vmap(lambda key: jax.random.fold_in(key, phase.stream))(keys)
 
 
+def clustered_again(
+    options: config.Options, x: Any, state: State, seeds: Sequence[int] | None = None
+) -> tuple[Algorithm, State]:
+    """Trained states [S] of a first phase under the clustering of other options, as they would have
+    found it at its end; seeds as in `execute`."""
+    phase = phases(options, tuple(x.shape))[0]
+    keys = own_keys(phase, seed_keys(options, seeds))
+    return phase.algorithm, train.refresh(keys, phase.algorithm, state, x, epoch=phase.epochs)
+
+
 def execute(
     options: config.Options,
     x: Any,

@@ -514,15 +514,13 @@ def start_of(dataset: Any, row: str, seeds: Sequence[int]) -> tuple[Any, str | N
 def clustered_again(dataset: Any, cell: Any, seeds: Sequence[int], start: Any) -> Any:
     """The trained autoencoder, or the contrastive features, under the clustering of other
     options."""
-    from deepclust_jax import run, train
+    from deepclust_jax import run
 
-    phase = run.phases(cell, tuple(dataset.x.shape))[0]
-    keys = run.own_keys(phase, run.seed_keys(cell, seeds))
     state = start.state
     if cell.method.method == "autoencoder":
         state = state.replace(view=None)  # of the adaptive metric
-    state = train.refresh(keys, phase.algorithm, state, dataset.x, epoch=phase.epochs)
-    return start._replace(algorithm=phase.algorithm, state=state)
+    algorithm, state = run.clustered_again(cell, dataset.x, state, seeds)
+    return start._replace(algorithm=algorithm, state=state)
 
 
 def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]:

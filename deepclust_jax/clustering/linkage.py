@@ -8,7 +8,7 @@ Every row points at its nearest rows. Of the degrees d_a and d_b of two clusters
 degrees, 2m, chance gives d_a d_b / 2m edges between them; their linkage is how many times more
 there are. The two with the largest are joined, again and again, until none is above the threshold:
 this is agglomerative clustering by average linkage in a graph (Bonald et al. 2018, "Hierarchical
-Graph Clustering using Node Pair Sampling", eq. 2), and at the threshold of 1 it ends where joining
+Graph Clustering using Node Pair Sampling"), and at the threshold of 1 it ends where joining
 would no longer raise the modularity of Newman and Girvan. Edges are between near rows and see a
 gap of any shape, where a test along the line between two centroids sees what both clusters leave
 on it.

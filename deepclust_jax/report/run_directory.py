@@ -187,9 +187,7 @@ def start_of(options: config.Options, x: Any, trained: run.Trained, n_clusters: 
     if trained.start is None or n_clusters < 2:
         return None
     own = dataclasses.replace(options.data, n_clusters=n_clusters)
-    phase = run.phases(dataclasses.replace(options, data=own), x.shape)[0]
-    keys, state = run.own_keys(phase, run.seed_keys(options)), trained.start[1]
-    return phase.algorithm, train.refresh(keys, phase.algorithm, state, x, epoch=phase.epochs)
+    return run.clustered_again(dataclasses.replace(options, data=own), x, trained.start[1])
 
 
 def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
