@@ -2,7 +2,7 @@
 two views of each.
 
 Images are [h, w, c], rows of several modalities one behind the other [d]. Nothing here knows
-labels, and nothing changes a shape.
+labels, and nothing but `photo(size=)` changes a shape.
 """
 
 import math
@@ -149,8 +149,9 @@ def photo(
     hue: float = 0.1,
     plain: float = 0.2,
     grey: float = 0.2,
+    size: float = 1.0,
 ) -> Array:
-    """A part of a photograph in other light, at the size of the whole. [h, w, c] -> [h, w, c].
+    """A part of a photograph in other light. [h, w, c] -> [size h, size w, c].
 
     The views of SimCLR (Chen et al. 2020, appendix A, without blur, as for CIFAR-10), but for what
     is named below: a part of at least `area` of the picture, its sides in a ratio of up to
@@ -159,21 +160,28 @@ def photo(
     of all; a share `grey` loses its colours. Pictures of one channel have neither hue nor
     saturation. Bilinear interpolation.
 
+    A part shows things larger than the whole does, so an encoder that learns of parts as large as
+    pictures sees things in pictures at sizes that it did not learn. With a `size` below 1 they come
+    closer (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a step costs
+    size squared as much.
+
     Deviations: parts are no smaller than 0.2 (SimCLR: 0.08), changes come in one order, contrast is
     about the mean of each channel, values are not cut off at 0 and 1, and hue and saturation are
     those of NTSC's YIQ.
 
     Raises:
-        ValueError: x is no image of one or three channels.
+        ValueError: x is no image of one or three channels, or size is not in 0..1.
     """
     if x.ndim != 3 or x.shape[2] not in (1, 3):
         raise ValueError(f"expected an image of 1 or 3 channels [h, w, c], found shape {x.shape}")
+    if not 0.0 < size <= 1.0:
+        raise ValueError(f"expected a size above 0 and up to 1, found {size}")
     height, width, channels = x.shape
     draw = jax.random.uniform(key, (11,))
-    size = area + (1.0 - area) * draw[0]
+    share = area + (1.0 - area) * draw[0]
     ratio = aspect ** (2.0 * draw[1] - 1.0)
-    rows = _part(draw[2], jnp.minimum(jnp.sqrt(size / ratio), 1.0), height)
-    columns = _part(draw[3], jnp.minimum(jnp.sqrt(size * ratio), 1.0), width)
+    rows = _part(draw[2], jnp.minimum(jnp.sqrt(share / ratio), 1.0), height, size)
+    columns = _part(draw[3], jnp.minimum(jnp.sqrt(share * ratio), 1.0), width, size)
     columns = jnp.where(draw[4] < 0.5, columns[::-1], columns)
     x = jnp.einsum("hi,ijc,wj->hwc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
     is_plain = draw[9] < plain
@@ -192,10 +200,11 @@ def photo(
     return mean + contrast * (x - mean)
 
 
-def _part(place: Array, share: Array, n: int) -> Array:
-    """Matrix [n, n] that stretches a share of n pixels to all of them, `place` of the way along."""
+def _part(place: Array, share: Array, n: int, size: float) -> Array:
+    """Matrix [size n, n] that stretches a share of n pixels to size n, `place` of the way along."""
+    m = max(round(size * n), 1)
     first = place * (1.0 - share) * n
-    places = first + share * (jnp.arange(n) + 0.5) - 0.5
+    places = first + share * n / m * (jnp.arange(m) + 0.5) - 0.5
     near = jnp.clip(places, 0.0, n - 1.0)  # half a pixel beyond the border is the border
     return jnp.maximum(0.0, 1.0 - jnp.abs(near[:, None] - jnp.arange(n)[None, :]))
 

@@ -63,6 +63,7 @@ _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 FIRST = 2**14  # rows that tell whether all are in 0..1
 _NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
 _SHARP = 0.1  # temperature of contrastive features of --augment photo
+_SMALLER = 0.75  # size of its views, where convolutions learn from them
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 
@@ -149,11 +150,16 @@ def phases(
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
     affine = _WIDE if method.method in _ON_PAIRS else augment.affine
     of_sounds = augment.speech if shape[2:] == _WORD else augment.masks
-    changes = {"affine": affine, "photo": augment.photo, "speech": of_sounds}
+    is_smaller = method.method in _ON_PAIRS and network.network == "conv"
+    photo = functools.partial(augment.photo, size=_SMALLER if is_smaller else 1.0)
+    changes = {"affine": affine, "photo": photo, "speech": of_sounds}
     change = changes.get(method.augment)
     # Photographs that lie near each other as they are do not show the same: each is its own pair.
     by_rows = "" if method.augment == "photo" else "rows"
-    noise = _NOISE if method.augment == "noise" else 0.0
+    pairs = {
+        "noise": _NOISE if method.augment == "noise" else 0.0,
+        "of_views": method.augment == "photo",
+    }
     # Two views of one photograph are a surer pair than neighbours, which may be of two things.
     sharp = {"temperature": _SHARP} if method.augment == "photo" else {}
 
@@ -167,9 +173,7 @@ def phases(
         return Phase(name, 0, algorithm, epochs, 0, True)
 
     def contrastive_phase(name: str, rate: float, epochs: int) -> Phase:
-        own = contrastive.Config(
-            **common, learning_rate=rate, merge=method.merge, noise=noise, **sharp
-        )
+        own = contrastive.Config(**common, **pairs, **sharp, learning_rate=rate, merge=method.merge)
         optimizer = optax.adam(falling(rate, epochs))
         algorithm = contrastive.build(own, shape[1:], optimizer=optimizer, augment=change)
         return Phase(name, 0, algorithm, epochs, 0, True, pairs=by_rows)
@@ -229,7 +233,7 @@ def phases(
     is_sgd = (method.method, method.profile) == ("dec", "paper")
     optimizer = optax.sgd(rate, momentum=0.9) if is_sgd else optax.adam(rate)
     if method.method == "info_max":
-        own |= {"noise": noise}
+        own |= pairs
     if method.method in ("dcn", "n2d"):
         own |= {"merge": method.merge}
     if method.method == "n2d":

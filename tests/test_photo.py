@@ -1,12 +1,15 @@
 """Photographs: two views of each, and the residual network that tells them from others."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from deepclust_jax import augment, config, networks, run, train
-from deepclust_jax.algorithms import contrastive
+from deepclust_jax.algorithms import contrastive, info_max
+from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
 STILL = {"area": 1.0, "aspect": 1.0, "light": 0.0, "hue": 0.0, "grey": 0.0}
@@ -40,6 +43,67 @@ def test_a_view_is_a_part_at_the_size_of_the_whole():
     ratio = (wide[:, -5, 10, 0] - wide[:, 5, 10, 0]) * 100
     ratio /= np.abs(wide[:, 10, -5, 0] - wide[:, 10, 5, 0])
     assert 0.5 - 1e-2 < ratio.min() < 0.6 and 1.7 < ratio.max() < 2.0 + 1e-2
+
+
+def test_a_smaller_view_shows_the_same_part():
+    """Values are places: at three quarters of the size each pixel is a third of one further on."""
+    rows, columns = np.mgrid[:32, :32].astype(np.float32)
+    x = jnp.asarray(rows + 100.0 * columns)[..., None]
+    whole, small = views(x, **STILL), views(x, size=0.75, **STILL)
+    assert whole.shape[1:] == (32, 32, 1) and small.shape[1:] == (24, 24, 1)
+    for found, step in ((whole, 1.0), (small, 4 / 3)):
+        np.testing.assert_allclose(np.diff(found[:, 2:-2, 8, 0], axis=1), step, atol=1e-2)
+        np.testing.assert_allclose(
+            np.abs(np.diff(found[:, 8, 2:-2, 0], axis=1)), 100 * step, atol=1e-1
+        )
+    parts, small = views(x, light=0.0), views(x, light=0.0, size=0.75)
+    np.testing.assert_allclose(small.mean(axis=(1, 2)), parts.mean(axis=(1, 2)), rtol=2e-2)
+
+
+@pytest.mark.parametrize("size", [0.0, -0.5, 1.5])
+def test_a_size_out_of_range_is_refused(size):
+    with pytest.raises(ValueError, match="size above 0 and up to 1"):
+        augment.photo(KEY, jnp.ones((4, 4, 3)), size=size)
+
+
+def test_convolutions_learn_of_smaller_views_and_measure_them(monkeypatch):
+    """Trap: a network that learnt of parts as large as pictures sees things in pictures smaller
+    than ever before, and its statistics are not those that it learnt with."""
+    seen = {}
+
+    def build(own, shape, *, augment, **more):
+        seen[type(own).__module__.split(".")[-1]] = own, augment
+
+    monkeypatch.setattr(contrastive, "build", build)
+    monkeypatch.setattr(info_max, "build", build)
+    x = jnp.ones((32, 32, 3))
+    for network, side in (("conv", 24), ("resnet", 32)):
+        given = options("--method", "info_max", "--augment", "photo", "--network", network)
+        run.phases(given, (20, *x.shape))
+        for own, change in seen.values():
+            assert own.of_views
+            assert change(KEY, x).shape == (side, side, 3)
+        assert set(seen) == {"contrastive", "info_max"}
+    run.phases(options("--method", "info_max", "--augment", "affine"), (20, *x.shape))
+    assert not any(own.of_views for own, _ in seen.values())
+
+
+@pytest.mark.parametrize("algorithms", [contrastive, info_max])
+def test_statistics_are_of_rows_or_of_what_is_learnt_of_them(algorithms):
+    x = jax.random.uniform(KEY, (40, 8, 8, 3))
+    found = {}
+    for of_views in (False, True):
+        own = algorithms.Config(3, embed_dim=4, network="conv", hidden=(8,), of_views=of_views)
+        algorithm = algorithms.build(own, x.shape[1:], augment=lambda key, row: 3.0 * row[:6, :6])
+        batch = Batch(x, jnp.arange(40), jnp.ones(40))
+        state = algorithm.init(KEY, batch)
+        after = algorithm.refresh(KEY, state, x)
+        encoder = algorithms.build_nets(own, x.shape[1:]).encoder
+        rows = 3.0 * x[:, :6, :6] if of_views else x
+        expected = encoder.measure(state.params["encoder"], rows)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), after.statistics, expected)
+        found[of_views] = jax.tree.leaves(after.statistics)[0]
+    assert jnp.abs(found[True] / found[False] - 1).max() > 0.5
 
 
 def test_light_changes_brightness_and_contrast_by_their_bounds():

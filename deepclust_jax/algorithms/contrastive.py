@@ -17,7 +17,8 @@ labels rows by their features; `best` is the one that says most of the neighbour
 of clusters is not known, `merge` starts with too many and joins those with no valley between, in
 place of the mixture; `best` is then the one that agrees best with the others. Call it once, after
 training. It also fixes the statistics of the batch normalisation, which in training are those
-of the batch: `embed` gives every row a code of its own.
+of the batch: `embed` gives every row a code of its own. With `of_views` they are of rows changed as
+in training: a photograph is unlike the parts of photographs that were learnt.
 
 Deviations from both papers: a perceptron by default, without their projection head, and where there
 is one ("resnet") not what is before it is clustered but the features of the loss. Statistics are of
@@ -54,6 +55,7 @@ class Config:
     learning_rate: float = 1e-3  # of Adam
     noise: float = 0.0  # on both views, as a share of the distance of a pair (`augment.pair`)
     temperature: float = 0.5  # t
+    of_views: bool = False  # statistics, of changed rows and not of the rows as they are
     layout_dim: int = 10
     n_neighbors: int = 20  # of each row's features, in the graph
     n_layouts: int = 5  # and so many clusterings, of which the best labels
@@ -112,10 +114,18 @@ def features(encoder: networks.Normalised, params: Params, statistics: Params, x
     return losses.unit_length(networks.apply_in_blocks(fixed, statistics, x, block=block))
 
 
-def measured(encoder: networks.Normalised, params: Params, x: Array) -> Params:
-    """Statistics of the batch normalisation for rows x [n, ...]."""
+def measured(
+    encoder: networks.Normalised,
+    params: Params,
+    x: Array,
+    key: Key | None = None,
+    augment: Callable[[Key, Array], Array] | None = None,
+) -> Params:
+    """Statistics of the batch normalisation for rows x [n, ...], or for those that `augment` makes
+    of them."""
     rows = min(_MEASURED, max(256, _NUMBERS // x[0].size))  # all their layers are held at once
-    return encoder.measure(params, x[:: -(-len(x) // rows)])
+    x = x[:: -(-len(x) // rows)]
+    return encoder.measure(params, x if augment is None else augmentation.every(key, x, augment))
 
 
 def build(
@@ -133,6 +143,7 @@ def build(
     """
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
+    of_views = augment if config.of_views else None
 
     def init(key: Key, batch: Batch) -> State:
         encoder_key, labeller_key = jax.random.split(key)
@@ -155,7 +166,8 @@ def build(
 
     def refresh(key: Key, state: State, x: Array) -> State:
         layout_key, labeller_key = jax.random.split(key)
-        statistics = measured(nets.encoder, state.params["encoder"], x)
+        views_key = jax.random.fold_in(key, 2)
+        statistics = measured(nets.encoder, state.params["encoder"], x, views_key, of_views)
         state = state.replace(statistics=statistics)
         z = embed(state, x)
         found = graph_embedding.candidates(

@@ -51,6 +51,7 @@ class Config:
     precision: str = "float32"  # of products; "bfloat16" keeps sums and weights in float32
     learning_rate: float = 1e-3  # of Adam
     noise: float = 0.0  # on both views, as a share of the distance of a pair (`augment.pair`)
+    of_views: bool = False  # statistics, as in algorithms/contrastive.py
     objective: str = "information"  # one of OBJECTIVES
     weight: float = 5.0  # of the entropy (agreement, SCAN) or the information (invariance)
     n_heads: int = 5  # of which the best by its own loss is kept; the layouts of a warm start
@@ -153,6 +154,7 @@ def build(
         raise ValueError(f"expected objective {', '.join(OBJECTIVES)}, found {config.objective!r}")
     nets = build_nets(config, shape)
     tx = optimizer or optax.adam(config.learning_rate)
+    of_views = augment if config.of_views else None
 
     def init(key: Key, batch: Batch) -> State:
         encoder_key, heads_key = jax.random.split(key)
@@ -174,8 +176,7 @@ def build(
         return state, {"loss": value, **metrics}
 
     def refresh(key: Key, state: State, x: Array) -> State:
-        del key
-        statistics = contrastive.measured(nets.encoder, state.params["encoder"], x)
+        statistics = contrastive.measured(nets.encoder, state.params["encoder"], x, key, of_views)
         state = state.replace(statistics=statistics)
         z = embed(state, x)
         near = neighbors.nearest(z, min(config.n_neighbors, len(x) - 1)).index
