@@ -187,6 +187,7 @@ def main(args: list[str] | None = None) -> int:
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     if options.table:
         rewrite("quality", quality_table())
+        rewrite("nuisance", nuisance_table())
         rewrite("overview", overview(), README)
         print(f"Tables: {PAGE} and {README}")
         return 0
@@ -529,10 +530,12 @@ def clustered_again(dataset: Any, cell: Any, seeds: Sequence[int], start: Any) -
 
 def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]:
     """Write the JSON and the labels of one cell. -> its scores by labels."""
-    from deepclust_jax import metrics
+    from deepclust_jax import data, metrics
     from deepclust_jax.report import environment, scores
 
     external = metrics.external_scores(labels, found)
+    others = data.nuisance(dataset.name, dataset.whole, limit=len(labels))
+    nuisance = {} if others is None else {"nuisance": metrics.external_scores(others, found)}
     file = cell_file(dataset.name, row, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
@@ -544,6 +547,7 @@ def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]
         "rows": len(labels),
         "external": external,
         "internal": metrics.internal_scores(z, found),
+        **nuisance,
         **report,
         "environment": environment.environment(),
     }
@@ -664,6 +668,22 @@ def quality_table() -> str:
             f"codes and clusters would choose so: {others}.",
         ]
     lines += ["", f"jax {', '.join(made)}."]
+    return "\n".join(lines)
+
+
+def nuisance_table() -> str:
+    """The table in Markdown of data with labels that clusters should not follow."""
+    lines = ["| data | method | ACC | NMI | ACC by nuisance | NMI by nuisance | seeds |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for data, row, files in cells():
+        reports = [json.loads(file.read_text()) for file in files]
+        if all("nuisance" in report for report in reports):
+            values = [
+                mean(100 * np.array([report[group][name] for report in reports]))
+                for group in ("external", "nuisance")
+                for name in ("accuracy", "nmi")
+            ]
+            lines.append(f"| {data} | {row} | {' | '.join(values)} | {len(files)} |")
     return "\n".join(lines)
 
 

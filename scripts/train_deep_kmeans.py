@@ -418,12 +418,15 @@ def progress(every: float = 60.0):
         bars.TimeRemainingColumn(),
         disable=not sys.stdout.isatty(),
     )
-    tasks = {}
+    # Before the first epoch of a phase and after the last one there is no other sign of life.
+    waiting, tasks = display.add_task("compiling", total=None, loss=""), {}
 
     def report_epoch(phase, epoch, epochs, metrics):
         nonlocal said
         if phase not in tasks:
             tasks[phase] = display.add_task(phase, total=epochs, loss="")
+        is_last = epoch == epochs
+        display.update(waiting, description="clustering, compiling", visible=is_last)
         values = metrics.get("loss", [])
         values = [value for value in values if math.isfinite(value)]  # one seed may have diverged
         loss = f"{statistics.fmean(values):.4g}" if values else ""
@@ -436,6 +439,7 @@ def progress(every: float = 60.0):
 
     with display:
         yield report_epoch
+        display.update(waiting, visible=False)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     DEEPCLUST_DATA_DIR=... python -m pytest tests/gates.py
 
 Means over five seeds with the practical profile, shortened. Not collected by a plain `pytest`: it
-takes minutes. The last two tests break the methods and show that the gates notice.
+takes minutes, with `-n 2 --dist loadgroup` fewer, where those that start from one autoencoder stay
+in one process. The last two tests break the methods and show that the gates notice.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from deepclust_jax.clustering import graph_embedding
 SEEDS, PRETRAIN, JOINT = 5, 25, 8
 HIDDEN = (256, 256, 512)  # a third of the time of the paper's widths
 LIMIT = {"usps": None, "mnist": 10_000}
+START = {name: pytest.mark.xdist_group(name) for name in LIMIT}  # that they share
+NAMES = [pytest.param(name, marks=mark) for name, mark in START.items()]
 
 # Lowest mean accuracy that passes: about four standard errors or more below what the sound methods
 # reach in so short a training (0.73 and 0.73, 0.66 and 0.65); untrained networks reach 0.41, 0.31,
@@ -68,19 +71,20 @@ def mean_accuracy(name: str, algorithm, state) -> float:
     return float(np.mean(scores))
 
 
-@pytest.mark.parametrize("name", LIMIT)
+@pytest.mark.parametrize("name", NAMES)
 def test_autoencoder(data_dir, name):
     found = pretrained(name)
     assert mean_accuracy(name, found.algorithm, found.state) >= GATES[name, "autoencoder"]
 
 
-@pytest.mark.parametrize("name", LIMIT)
+@pytest.mark.parametrize("name", NAMES)
 def test_dcn(data_dir, name):
     x = loaded(name)[0].x
     found = run.execute(options(name, "dcn", JOINT), x, pretrained=pretrained(name).state)
     assert mean_accuracy(name, found.algorithm, found.state) >= GATES[name, "dcn"]
 
 
+@START["usps"]
 @pytest.mark.parametrize("method", ["dec", "idec", "vade"])
 def test_other_joint_methods(data_dir, method):
     x = loaded("usps")[0].x
@@ -137,6 +141,7 @@ def test_the_number_of_clusters_of_a_graph(data_dir):
     assert 9 <= count <= 14 and score >= 0.83
 
 
+@START["usps"]
 def test_the_number_of_clusters_while_a_network_trains(data_dir):
     dataset, truth = loaded("usps")
     given = options("usps", "dcn", 3)
@@ -151,12 +156,13 @@ def test_the_number_of_clusters_while_a_network_trains(data_dir):
     assert min(counts) >= 9 and max(counts) <= 16 and np.mean(scores) >= 0.7
 
 
-@pytest.mark.parametrize("name", LIMIT)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_untrained_autoencoder_fails(data_dir, name):
     found = run.execute(options(name, "autoencoder", 0), loaded(name)[0].x)
     assert mean_accuracy(name, found.algorithm, found.state) < GATES[name, "autoencoder"]
 
 
+@START["usps"]
 def test_a_broken_dcn_fails(data_dir):
     """Broken: codes are pulled to the first centroid, not to their own."""
     x = loaded("usps")[0].x

@@ -122,13 +122,15 @@ def test_cells_starts_and_table(folder, capsys):
             np.testing.assert_array_equal(stored, found[seed])
         assert (found[0] != found[1]).any()
 
-    pages = {folder / "page.md": "quality", folder / "README.md": "overview"}
-    for page, name in pages.items():
-        page.write_text(f"a\n<!-- {name}: written by a script -->\n<!-- end of {name} -->\nb\n")
+    pages = {folder / "page.md": ("quality", "nuisance"), folder / "README.md": ("overview",)}
+    for page, names in pages.items():
+        marks = [f"<!-- {n}: written by a script -->\n<!-- end of {n} -->\n" for n in names]
+        page.write_text(f"a\n{''.join(marks)}b\n")
     assert REPRODUCE.main(["--table"]) == 0
     texts = [page.read_text() for page in pages]
-    for text, name in zip(texts, pages.values(), strict=True):
-        assert text.startswith(f"a\n<!-- {name}") and text.endswith(f"<!-- end of {name} -->\nb\n")
+    for text, names in zip(texts, pages.values(), strict=True):
+        assert text.startswith(f"a\n<!-- {names[0]}")
+        assert text.endswith(f"<!-- end of {names[-1]} -->\nb\n")
     accuracy = [
         100 * json.loads((results / "digits" / "autoencoder" / f"seed{s}.json").read_text())
         ["external"]["accuracy"] for s in (0, 1)
@@ -180,6 +182,24 @@ def test_the_vote_of_three_runs_is_scored_once_and_shown(folder, monkeypatch):
     assert REPRODUCE.overview().count("| vote of its runs | – | – |") == 1
     REPRODUCE.write_vote("digits", "kmeans", labels)
     assert file.read_bytes() != before
+
+
+def test_clusters_are_scored_against_what_they_should_not_follow(folder, monkeypatch):
+    dataset, labels = data.load("digits")
+    others = np.arange(150) % 3
+
+    def nuisance(name, whole, *, limit):
+        return others[:limit] if whole > 150 else None
+
+    monkeypatch.setattr(data, "nuisance", nuisance)
+    rows, report = dataset.x.reshape(150, -1), {"seconds": {"train": 1.0}}
+    REPRODUCE.write_cell(dataset, "kmeans", 0, rows, others, labels, report)
+    row = REPRODUCE.nuisance_table().splitlines()[-1].split(" | ")
+    assert row[:2] == ["| digits", "kmeans"] and row[4:6] == ["100.0", "100.0"]
+    assert float(row[2]) < 30 and float(row[3]) < 30
+    whole = dataclasses.replace(dataset, whole=150)
+    REPRODUCE.write_cell(whole, "kmeans", 1, rows, others, labels, report)
+    assert "kmeans" not in REPRODUCE.nuisance_table(), "of two cells one was not scored"
 
 
 def test_methods_on_pairs_start_from_the_same_features(folder):
@@ -471,7 +491,8 @@ def test_published_figures_belong_to_rows_of_the_table():
     rows = REPRODUCE.ROWS
     assert {row for _, row in REPRODUCE.PUBLISHED} <= set(rows)
     assert {row for line in REPRODUCE.LINES.values() for row in line} <= set(rows)
-    for page, name in ((REPRODUCE.PAGE, "quality"), (REPRODUCE.README, "overview")):
+    pages = {REPRODUCE.PAGE: ("quality", "nuisance"), REPRODUCE.README: ("overview",)}
+    for page, name in ((page, name) for page, names in pages.items() for name in names):
         assert page.read_text().count(f"<!-- {name}: written by a script -->") == 1
 
 

@@ -226,9 +226,12 @@ def test_progress_is_shown_on_a_terminal(monkeypatch):
     for kind in (Terminal, io.StringIO):
         monkeypatch.setattr(sys, "stdout", kind())
         with TRAIN.progress() as report_epoch:
+            first = sys.stdout.getvalue()
             report_epoch("pretrain", 1, 4, {"loss": np.array([1.0, np.nan, 2.0])})  # one diverged
         shown[kind] = sys.stdout.getvalue()
+        assert ("compiling" in first) == (kind is Terminal), "before the first epoch"
     assert "pretrain" in shown[Terminal] and "1.5" in shown[Terminal]
+    assert "compiling" not in shown[Terminal].splitlines()[-1]
     assert shown[io.StringIO] == ""
 
 
