@@ -346,27 +346,19 @@ def execute(
 
     Raises:
         ConfigError: `pretrained` for a method that has no pretraining, or unresolved options; or
-            a method on pairs for rows too many to be held at once.
+            rows that `check` refuses.
         Diverged: see `train.fit`; the message names the phase and its option.
         CheckpointError: a checkpoint that is needed is damaged, or is of other seeds.
     """
     if None in (options.data.n_clusters, options.training.epochs):
         raise config.ConfigError("expected options of config.resolve with n_clusters, found None")
-    if options.method.likelihood == "bernoulli":
-        _check_unit_range(x)
-    if options.method.method == "next_token":
-        _check_tokens(x)
-    if options.method.method == "next_frame":
-        _check_frames(x)
-    check_pairs(options, x)
+    check(options, x, is_begun=_begun(folder, "pretrain", "train"))
     keys = seed_keys(options, seeds)
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
     bounded = options.method.method in config.GAMES and is_bounded(x)
     todo = phases(options, tuple(x.shape), filled=filled, is_bounded=bounded)
-    if options.data.scaling == "none" and not any(_begun(folder, phase) for phase in todo):
-        _check_deviation(x)
     seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:
         if len(todo) == 1:
@@ -380,7 +372,7 @@ def execute(
         store = None if folder is None else folder / phase.name
         seconds[phase.name], done = _so_far(store, phase, made)
         compile_seconds[phase.name] = 0.0
-        begun = i == 0 and len(todo) == 2 and _begun(folder, todo[1])
+        begun = i == 0 and len(todo) == 2 and _begun(folder, todo[1].name)
         begun = begun and not needs_start(folder, options)
         if not (done or begun):
             begin = time.perf_counter()
@@ -411,14 +403,24 @@ def execute(
     return Trained(todo[-1].algorithm, state, seconds, compile_seconds, start)
 
 
-def check_pairs(options: config.Options, x: Any) -> None:
-    """Raise ConfigError where a method on pairs gets rows too many to be held at once."""
+def check(options: config.Options, x: Any, *, is_begun: bool = False) -> None:
+    """Raise ConfigError where a method cannot train on rows x [n, ...]; a run that has begun goes
+    on with features of any deviation."""
+    method = options.method.method
+    if options.method.likelihood == "bernoulli":
+        _check_unit_range(x)
+    if method == "next_token":
+        _check_tokens(x)
+    if method == "next_frame":
+        _check_frames(x)
     size = stream.sample_size(x)
-    if options.method.method in _ON_PAIRS and size < x.shape[0]:
+    if method in _ON_PAIRS and size < x.shape[0]:
         raise config.ConfigError(
-            f"--method {options.method.method} finds the neighbours of all rows, which must fit in "
-            f"memory, found {x.shape[0]:,} rows; use --limit {size}"
+            f"--method {method} finds the neighbours of all rows, which must fit in memory, found "
+            f"{x.shape[0]:,} rows; use --limit {size}"
         )
+    if options.data.scaling == "none" and not is_begun:
+        _check_deviation(x)
 
 
 def needs_start(folder: Path | None, options: config.Options) -> bool:
@@ -761,8 +763,8 @@ def _train(phase, keys, x, near, options, before, store, on_epoch) -> train.Fit:
         ) from None
 
 
-def _begun(folder: Path | None, phase: Phase) -> bool:
-    return folder is not None and checkpoint.latest(folder / phase.name) is not None
+def _begun(folder: Path | None, *phases: str) -> bool:
+    return folder is not None and any(checkpoint.latest(folder / p) is not None for p in phases)
 
 
 def _so_far(store: Path | None, phase: Phase, made: dict[str, Any]) -> tuple[float, bool]:

@@ -129,7 +129,6 @@ def cluster(dataset: Any, labels: np.ndarray, front_end: str, seed: int) -> dict
     options = reproduce.cell_options(dataset, "autoencoder" if front_end == ROWS else front_end)
     z = np.asarray(dataset.x)
     if front_end != ROWS:
-        run.check_pairs(options, dataset.x)
         trained = run.execute(options, dataset.x, seeds=[seed])
         z = train.embed(trained.algorithm, trained.state, dataset.x)[0][0]
         if not np.isfinite(z).all():

@@ -110,7 +110,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     options = with_parts(config.resolve(given, rows.shape[0]), dataset)
     options = with_clusters(options, dataset, rows)
     run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
-    run.check_pairs(options, rows)
+    run.check(options, rows, is_begun=options.run.resume)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
     checksums = {config.CHECKSUM: dataset.checksum}

@@ -214,12 +214,12 @@ def test_neighbours_of_rows_that_do_not_fit_are_refused(monkeypatch, method):
     monkeypatch.setattr(stream, "_SAMPLE", 10)
     monkeypatch.setattr(train, "fit", None)
     x = np.zeros((20, 3), np.float32)
-    for call in (run.check_pairs, run.execute):
+    for call in (run.check, run.execute):
         with pytest.raises(config.ConfigError, match="use --limit 10") as error:
             call(options(method), x)
         assert "\n" not in str(error.value)
-    run.check_pairs(options("dcn"), x)
-    run.check_pairs(options(method), x[:10])
+    run.check(options("dcn"), x)
+    run.check(options(method), x[:10])
 
 
 def test_pairs_are_by_rows_first_and_then_by_the_features(monkeypatch):

@@ -852,6 +852,15 @@ def test_rows_of_another_scale_than_the_learning_rates_are_refused(scale):
         run.execute(options, x)
 
 
+def test_a_run_that_is_refused_for_its_rows_leaves_nothing(tmp_path):
+    x, file, out = np.random.default_rng(0).normal(size=(50, 3)), tmp_path / "x.npy", tmp_path / "o"
+    np.save(file, (1e3 * x).astype(np.float32))
+    given = ["--data", file, "--n-clusters", "3", "--seeds", "1", "--out", out]
+    assert "take --scaling" in refused(TRAIN, *given, "--scaling", "none")
+    assert "0..1" in refused(TRAIN, *given, "--method", "vade", "--likelihood", "bernoulli")
+    assert not out.exists()
+
+
 def test_features_that_are_constant_say_nothing_of_the_scale(tmp_path, monkeypatch):
     x = np.zeros((50, 2000), np.float32)
     x[:, :3] = np.random.default_rng(0).normal(size=(50, 3))
