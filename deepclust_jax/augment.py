@@ -165,7 +165,8 @@ def photo(
     closer (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a step costs
     size squared as much.
 
-    Deviations: parts are no smaller than 0.2 (SimCLR: 0.08), changes come in one order, contrast is
+    Deviations: no filter where pixels are left out, at a size below 1, parts are no smaller than
+    0.2 (SimCLR: 0.08), changes come in one order, contrast is
     about the mean of each channel, values are not cut off at 0 and 1, and hue and saturation are
     those of NTSC's YIQ.
 

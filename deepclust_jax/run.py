@@ -63,7 +63,7 @@ _PARTNERS = 5  # neighbours of a row that a partner is drawn from
 FIRST = 2**14  # rows that tell whether all are in 0..1
 _NOISE = 2.0  # of views by --augment noise, as a share of the distance of a pair
 _SHARP = 0.1  # temperature of contrastive features of --augment photo
-_SMALLER = 0.75  # size of its views, where convolutions learn from them
+_SMALLER = 0.75  # size of its views, but of a residual network, where it was not tried
 # Of the views of a pair, with scale and shear; the other methods take `augment.affine` as it is.
 _WIDE = functools.partial(augment.affine, degrees=15.0, shift=0.08, scale=0.15, shear=0.2)
 

@@ -2,7 +2,7 @@
 
     python scripts/reproduce.py --data usps --seeds 10        # trains what results/ lacks
     python scripts/reproduce.py --data usps --together 10     # all seeds at once: for accelerators
-    python scripts/reproduce.py --table                       # rewrites both tables
+    python scripts/reproduce.py --table                       # rewrites the tables
 
 A row such as n2d-of-rotation has the features of another for data. One autoencoder per seed serves
 all methods that start from one, and one set of contrastive features
@@ -254,8 +254,11 @@ def main(args: list[str] | None = None) -> int:
                 except train.Diverged as error:  # the other cells are trained all the same
                     failed.append(f"{name} {row} seeds {seeds}: {error}")
                     print(failed[-1], file=sys.stderr, flush=True)
+        nuisance = data.nuisance(name, dataset.whole, limit=len(labels))
         for row in rows:
             write_vote(name, row, labels)
+            if nuisance is not None:
+                write_nuisance(name, row, nuisance)
     return 1 if failed else 0
 
 
@@ -530,12 +533,10 @@ def clustered_again(dataset: Any, cell: Any, seeds: Sequence[int], start: Any) -
 
 def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]:
     """Write the JSON and the labels of one cell. -> its scores by labels."""
-    from deepclust_jax import data, metrics
+    from deepclust_jax import metrics
     from deepclust_jax.report import environment, scores
 
     external = metrics.external_scores(labels, found)
-    others = data.nuisance(dataset.name, dataset.whole, limit=len(labels))
-    nuisance = {} if others is None else {"nuisance": metrics.external_scores(others, found)}
     file = cell_file(dataset.name, row, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
@@ -547,7 +548,6 @@ def write_cell(dataset, row, seed, z, found, labels, report) -> dict[str, float]
         "rows": len(labels),
         "external": external,
         "internal": metrics.internal_scores(z, found),
-        **nuisance,
         **report,
         "environment": environment.environment(),
     }
@@ -574,6 +574,21 @@ def write_vote(data: str, row: str, labels: Any) -> None:
             found = {"runs": _checksum(labels_all), "seeds": len(files)}
             found["external"] = metrics.external_scores(labels, voted)
             scores.write_report(RESULTS / data / row / "vote.json", found)
+
+
+def write_nuisance(data: str, row: str, nuisance: np.ndarray) -> None:
+    """Add to the cells of a row, where it is not there, how they score against labels [n] that
+    clusters should not follow."""
+    from deepclust_jax import metrics
+    from deepclust_jax.report import scores
+
+    for file in cell_files(data, row):
+        report = json.loads(file.read_text())
+        if "nuisance" not in report:
+            found = np.load(file.with_suffix(".npz"))["labels"].astype(np.int64)
+            scores.write_report(
+                file, report | {"nuisance": metrics.external_scores(nuisance, found)}
+            )
 
 
 def vote_of(data: str, row: str, labels_all: np.ndarray) -> dict[str, float] | None:
@@ -645,13 +660,9 @@ def quality_table() -> str:
             choices.append((own[chosen] - own.mean(), voted - own.mean(), own.max() - own.mean()))
             criteria.append([own[i] - own.mean() for i in by_criteria(reports)])
         spread = [mean(v) for v in values.values()]
-        name = row
-        if "merge" in row.split("-"):
-            found = np.array([len(np.unique(own)) for own in labels], float)
-            name += f", {mean(found)} clusters"
         published = PUBLISHED.get((data, row.removesuffix("-float32")), "–")
         lines.append(
-            f"| {data} | {name} | {' | '.join(spread)} | {own[chosen]:.1f} | "
+            f"| {data} | {name_of(row, labels)} | {' | '.join(spread)} | {own[chosen]:.1f} | "
             f"{'–' if vote is None else format(voted, '.1f')} | {own.max():.1f} | {published} | "
             f"{len(files)}{old} | {_seconds(reports)} |"
         )
@@ -683,7 +694,9 @@ def nuisance_table() -> str:
                 for group in ("external", "nuisance")
                 for name in ("accuracy", "nmi")
             ]
-            lines.append(f"| {data} | {row} | {' | '.join(values)} | {len(files)} |")
+            name = name_of(row, population(files, reports)[0])
+            seeds = f"{len(files)}{mark_of(reports, row)}"
+            lines.append(f"| {data} | {name} | {' | '.join(values)} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -728,6 +741,13 @@ def overview() -> str:
         "`python scripts/reproduce.py --table`",
     ]
     return "\n".join(lines)
+
+
+def name_of(row: str, labels_all: np.ndarray) -> str:
+    """The row as tables show it; where it was found, with the number of clusters of runs [S, n]."""
+    if "merge" not in row.split("-"):
+        return row
+    return f"{row}, {mean(np.array([len(np.unique(own)) for own in labels_all], float))} clusters"
 
 
 def mark_of(reports: Sequence[Mapping[str, Any]], row: str) -> str:

@@ -438,8 +438,10 @@ def progress(every: float = 60.0):
             print(f"{phase}: epoch {epoch} of {epochs}{loss and f', loss {loss}'}", flush=True)
 
     with display:
-        yield report_epoch
-        display.update(waiting, visible=False)
+        try:
+            yield report_epoch
+        finally:
+            display.update(waiting, visible=False)
 
 
 if __name__ == "__main__":

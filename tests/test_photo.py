@@ -46,18 +46,20 @@ def test_a_view_is_a_part_at_the_size_of_the_whole():
 
 
 def test_a_smaller_view_shows_the_same_part():
-    """Values are places: at three quarters of the size each pixel is a third of one further on."""
+    """Values are places: the middle of a pixel of a view is that of 4/3 of those of the picture."""
     rows, columns = np.mgrid[:32, :32].astype(np.float32)
-    x = jnp.asarray(rows + 100.0 * columns)[..., None]
-    whole, small = views(x, **STILL), views(x, size=0.75, **STILL)
-    assert whole.shape[1:] == (32, 32, 1) and small.shape[1:] == (24, 24, 1)
-    for found, step in ((whole, 1.0), (small, 4 / 3)):
-        np.testing.assert_allclose(np.diff(found[:, 2:-2, 8, 0], axis=1), step, atol=1e-2)
-        np.testing.assert_allclose(
-            np.abs(np.diff(found[:, 8, 2:-2, 0], axis=1)), 100 * step, atol=1e-1
-        )
-    parts, small = views(x, light=0.0), views(x, light=0.0, size=0.75)
-    np.testing.assert_allclose(small.mean(axis=(1, 2)), parts.mean(axis=(1, 2)), rtol=2e-2)
+    found = views(jnp.asarray(rows)[..., None], size=0.75, **STILL)
+    assert found.shape[1:] == (24, 24, 1)
+    places = np.clip((np.arange(24) + 0.5) * 4 / 3 - 0.5, 0, 31)
+    expected = np.broadcast_to(places[None, :, None], (len(found), 24, 24))
+    np.testing.assert_allclose(found[..., 0], expected, atol=1e-3)
+    across = views(jnp.asarray(columns)[..., None], size=0.75, **STILL)[:, 5, :, 0]
+    is_mirrored = across[:, :1] > across[:, -1:]
+    across = np.where(is_mirrored, across[:, ::-1], across)
+    np.testing.assert_allclose(across, expected[:, :, 0], atol=1e-3)
+    parts = {size: views(jnp.asarray(rows)[..., None], light=0.0, size=size) for size in (0.75, 1)}
+    means = [part.mean(axis=(1, 2, 3)) for part in parts.values()]
+    np.testing.assert_allclose(*means, atol=0.05)  # the same part of the picture
 
 
 @pytest.mark.parametrize("size", [0.0, -0.5, 1.5])
@@ -211,6 +213,21 @@ def test_resnet_18_has_its_published_size():
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert total - head - norm == 11_168_832
     assert jax.eval_shape(encoder.apply, {"params": params}, x).shape == (2, 128)
+
+
+def test_convolutions_embed_larger_pictures_than_they_learn_of():
+    x = np.asarray(jax.random.uniform(KEY, (40, 8, 8, 3)))
+    own = contrastive.Config(
+        3, embed_dim=4, network="conv", hidden=(16,), of_views=True, n_layouts=1, layout_epochs=5,
+        classifier_steps=5,
+    )  # fmt: skip
+    change = partial(augment.photo, size=0.75, **STILL)
+    algorithm = contrastive.build(own, x.shape[1:], augment=change)
+    found = train.fit(KEY, algorithm, x, epochs=6, batch_size=20, refresh_every=0)
+    assert found.metrics["loss"][-1] < found.metrics["loss"][0]
+    z, labels = train.embed(algorithm, train.refresh(KEY, algorithm, found.state, x), x)
+    assert z.shape == (40, 4) and labels.shape == (40,)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1.0, rtol=1e-5)
 
 
 def test_the_residual_network_learns_and_tells_rows_one_by_one():

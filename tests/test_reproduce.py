@@ -187,19 +187,21 @@ def test_the_vote_of_three_runs_is_scored_once_and_shown(folder, monkeypatch):
 def test_clusters_are_scored_against_what_they_should_not_follow(folder, monkeypatch):
     dataset, labels = data.load("digits")
     others = np.arange(150) % 3
-
-    def nuisance(name, whole, *, limit):
-        return others[:limit] if whole > 150 else None
-
-    monkeypatch.setattr(data, "nuisance", nuisance)
+    monkeypatch.setattr(data, "nuisance", lambda name, whole, *, limit: others[:limit])
     rows, report = dataset.x.reshape(150, -1), {"seconds": {"train": 1.0}}
-    REPRODUCE.write_cell(dataset, "kmeans", 0, rows, others, labels, report)
-    row = REPRODUCE.nuisance_table().splitlines()[-1].split(" | ")
-    assert row[:2] == ["| digits", "kmeans"] and row[4:6] == ["100.0", "100.0"]
-    assert float(row[2]) < 30 and float(row[3]) < 30
-    whole = dataclasses.replace(dataset, whole=150)
-    REPRODUCE.write_cell(whole, "kmeans", 1, rows, others, labels, report)
-    assert "kmeans" not in REPRODUCE.nuisance_table(), "of two cells one was not scored"
+    for row in ("kmeans", "dcn-merge"):
+        REPRODUCE.write_cell(dataset, row, 0, rows, others, labels, report)
+        assert len(REPRODUCE.nuisance_table().splitlines()) == 2, "not scored yet"
+    done = ["--data", "digits", "--rows", "kmeans", "dcn-merge", "--seeds", "1"]
+    monkeypatch.setattr(REPRODUCE, "train_cells", None)
+    assert REPRODUCE.main(done) == 0
+    found = [line.split(" | ") for line in REPRODUCE.nuisance_table().splitlines()[2:]]
+    assert [line[1] for line in found] == ["kmeans", "dcn-merge, 3.0 clusters"]
+    for line in found:
+        assert line[4:6] == ["100.0", "100.0"]
+        assert float(line[2]) < 30 and float(line[3]) < 30
+    monkeypatch.setattr(REPRODUCE, "VERSIONS", {"kmeans": 7})
+    assert REPRODUCE.nuisance_table().splitlines()[2].endswith("| 1 ° |")
 
 
 def test_methods_on_pairs_start_from_the_same_features(folder):

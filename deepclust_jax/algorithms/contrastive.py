@@ -17,8 +17,8 @@ labels rows by their features; `best` is the one that says most of the neighbour
 of clusters is not known, `merge` starts with too many and joins those with no valley between, in
 place of the mixture; `best` is then the one that agrees best with the others. Call it once, after
 training. It also fixes the statistics of the batch normalisation, which in training are those
-of the batch: `embed` gives every row a code of its own. With `of_views` they are of rows changed as
-in training: a photograph is unlike the parts of photographs that were learnt.
+of the batch: `embed` gives every row a code of its own. With `of_views` they are of rows that
+`augment` changed, as in training: a photograph is unlike the parts of photographs that were learnt.
 
 Deviations from both papers: a perceptron by default, without their projection head, and where there
 is one ("resnet") not what is before it is clustered but the features of the loss. Statistics are of
