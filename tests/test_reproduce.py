@@ -286,6 +286,7 @@ def test_next_token_reads_the_texts_in_their_order(folder, monkeypatch):
         return dataclasses.replace(dataset, name=name, n_clusters=2), labels
 
     monkeypatch.setattr(data, "load", named)
+    monkeypatch.setattr(data, "nuisance", lambda *_, **more: None)  # of no set that has a name
     args = ["--data", "texts", "--seeds", "1", "--rows", "kmeans", "next_token"]
     assert REPRODUCE.main(args) == 0
     cell = json.loads(REPRODUCE.cell_file("texts", "next_token", 0).read_text())
