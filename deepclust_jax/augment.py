@@ -165,10 +165,9 @@ def photo(
     closer (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"), and a step costs
     size squared as much.
 
-    Deviations: no filter where pixels are left out, at a size below 1, parts are no smaller than
-    0.2 (SimCLR: 0.08), changes come in one order, contrast is
-    about the mean of each channel, values are not cut off at 0 and 1, and hue and saturation are
-    those of NTSC's YIQ.
+    Deviations: parts are no smaller than 0.2 (SimCLR: 0.08), no filter comes before pixels are left
+    out, changes come in one order, contrast is about the mean of each channel, values are not cut
+    off at 0 and 1, and hue and saturation are those of NTSC's YIQ.
 
     Raises:
         ValueError: x is no image of one or three channels, or size is not in 0..1.

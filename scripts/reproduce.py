@@ -79,12 +79,8 @@ ROWS: tuple[Row, ...] = (
 _OF = "-of-"  # a method whose data are the features of another row
 
 # Raised where the code of a method finds something else than before by the same options: its cells
-# are then trained again, and marked in the table until they are.
-VERSIONS = {
-    "n2d-merge": 2,
-    "contrastive-photo": 2,
-    "info_max-photo": 2,
-}  # by method or row; 1 where there is none
+# are then trained again, and marked in the table until they are. By method or row; else 1.
+VERSIONS = {"n2d-merge": 2, "contrastive-photo": 2, "info_max-photo": 2}
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
 # 1024-512-256-k and starts from a trained autoencoder as here. Never a figure that was only
