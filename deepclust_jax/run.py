@@ -135,16 +135,33 @@ def phases(
     less it is, and `is_bounded` whether rows are in 0..1, as what is made then is; they change no
     shape of a state.
 
+    The same options give the same phases, whose programs are compiled once in a process.
+
     Raises:
         ConfigError: the options do not fit rows of this shape.
     """
-    method, network, training = options.method, options.network, options.training
     _check_rows(options, shape[1:])
+    # What they depend on, with tuples where there may be lists.
+    data, method, network = options.data, options.method, options.network
+    asked = config.Options(
+        config.Data(n_clusters=data.n_clusters, parts=data.parts and tuple(data.parts)),
+        dataclasses.replace(method, prior=method.prior and tuple(method.prior)),
+        dataclasses.replace(network, hidden=tuple(network.hidden)),
+        options.training,
+    )
+    return list(_phases(asked, tuple(shape), filled, is_bounded))
+
+
+@functools.lru_cache(maxsize=16)
+def _phases(
+    options: config.Options, shape: tuple[int, ...], filled: float, is_bounded: bool
+) -> tuple[Phase, ...]:
+    method, network, training = options.method, options.network, options.training
     common = {
         "n_clusters": options.data.n_clusters,
         "embed_dim": network.embed_dim,
         "network": network.network,
-        "hidden": tuple(network.hidden),
+        "hidden": network.hidden,
         "precision": network.precision,
     }
     steps = -(-shape[0] // min(training.batch_size, shape[0]))
@@ -185,9 +202,9 @@ def phases(
         changes = [change_of(part) for part in parts] if method.augment == "each" else None
         change = changes and augment.each(parts, changes)
         algorithm = cross_modal.build(own, shape[1:], optimizer=optimizer, augment=change)
-        return [Phase("train", 0, algorithm, training.epochs, 0, True)]
+        return (Phase("train", 0, algorithm, training.epochs, 0, True),)
     if method.method == "contrastive":
-        return [contrastive_phase("train", training.learning_rate, training.epochs)]
+        return (contrastive_phase("train", training.learning_rate, training.epochs),)
     if method.method in config.GAMES:
         own = game_config(options, is_bounded)
         rate = falling(training.learning_rate, training.epochs)
@@ -195,7 +212,7 @@ def phases(
         algorithm = METHODS[method.method].build(
             own, shape[1:], optimizer=players[0], of_generator=players[1], augment=change
         )
-        return [Phase("train", 0, algorithm, training.epochs, 0, True)]
+        return (Phase("train", 0, algorithm, training.epochs, 0, True),)
     if method.method in (*_WITH_BLOCKS, "next_token", "next_frame"):
         rate = training.learning_rate
         if method.method == "rotation":
@@ -216,9 +233,9 @@ def phases(
         own = module.Config(**common, learning_rate=rate)
         algorithm = module.build(own, shape[1:], optimizer=optimizer, augment=change)
         every = 1 if method.method == "deep_cluster" else 0
-        return [Phase("train", 0, algorithm, training.epochs, every, True)]
+        return (Phase("train", 0, algorithm, training.epochs, every, True),)
     if method.method == "autoencoder":
-        return [encoder_phase("train", training.learning_rate, training.epochs, change)]
+        return (encoder_phase("train", training.learning_rate, training.epochs, change),)
     own = {"learning_rate": training.learning_rate}
     for name in ("weight", "likelihood", "objective", "sizes"):
         if getattr(method, name) is not None:
@@ -250,9 +267,9 @@ def phases(
     if method.method == "info_max":
         joint = joint._replace(pairs="features" if epochs else by_rows)
     if epochs == 0:
-        return [joint]
+        return (joint,)
     start = contrastive_phase if method.method == "info_max" else encoder_phase
-    return [start("pretrain", rate, epochs), joint]
+    return start("pretrain", rate, epochs), joint
 
 
 def game_config(options: config.Options, is_bounded: bool) -> Any:

@@ -2,7 +2,7 @@
 
     DEEPCLUST_DATA_DIR=... python -m pytest tests/gates.py
 
-Means over five seeds with the practical profile, shortened. Not collected by a plain `pytest`: it
+Means over three seeds with the practical profile, shortened. Not collected by a plain `pytest`: it
 takes minutes, with `-n 2 --dist loadgroup` fewer, where those that start from one autoencoder stay
 in one process. The last two tests break the methods and show that the gates notice.
 """
@@ -19,7 +19,7 @@ from deepclust_jax import config, data, losses, metrics, run, train
 from deepclust_jax.algorithms import dcn
 from deepclust_jax.clustering import graph_embedding
 
-SEEDS, PRETRAIN, JOINT = 5, 25, 8
+SEEDS, PRETRAIN, JOINT = 3, 25, 8
 HIDDEN = (256, 256, 512)  # a third of the time of the paper's widths
 LIMIT = {"usps": None, "mnist": 10_000}
 START = {name: pytest.mark.xdist_group(name) for name in LIMIT}  # that they share

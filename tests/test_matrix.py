@@ -1,4 +1,4 @@
-"""Every front end goes with every clusterer: what one learns of rows are rows of the other."""
+"""Every front end goes with every clusterer: the codes of one are rows of the other."""
 
 import dataclasses
 
@@ -31,16 +31,18 @@ FITTED = {
 
 @pytest.fixture(scope="module", params=FRONT_ENDS)
 def codes(request):
-    """What a front end of all kinds of rows learns, [n, WIDTH]."""
+    """What a front end of all kinds of rows makes of them, [n, WIDTH]; before it learns, as the
+    contract trains them all."""
     module, config = ALGORITHMS[request.param]
     sides = len(config.parts) if module is cross_modal else 1  # codes stand side by side
     config = dataclasses.replace(config, embed_dim=WIDTH // sides)
     x = {next_token: TOKENS, cross_modal: X.reshape(len(X), -1)}.get(module, X)
     algorithm = module.build(config, x.shape[1:])
     viewed = request.param in ("rotation", "deep_cluster", "next_token", "next_frame", "gan")
-    options = {"epochs": 2, "batch_size": 16, "refresh_every": 0, "refresh_at_end": viewed}
-    found = train.fit(KEY, algorithm, x, **options)  # of the others the code is there without
-    z = train.embed(algorithm, jax.tree.map(lambda leaf: leaf[None], found.state), x)[0][0]
+    state = train.init(KEY, algorithm, x, batch_size=16)
+    if viewed:  # of the others the code is there without
+        state = train.refresh(KEY, algorithm, state, x)
+    z = train.embed(algorithm, state, x)[0]
     assert z.shape == (len(x), WIDTH) and np.ptp(z, axis=0).max() > 0
     return z
 

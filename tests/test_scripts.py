@@ -27,6 +27,7 @@ from deepclust_jax import checkpoint, command, config, data, metrics, run, train
 from deepclust_jax.clustering import consensus, kmeans, streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, run_directory, tables
+from deepclust_jax.types import Batch
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--hidden 16 8 --embed-dim 3 --seeds 3 --pretrain-epochs 2 --epochs 2 --limit 200"
@@ -769,18 +770,15 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
     assert after["external"] != before["external"]
 
 
-# --- every method and network
+# --- methods and networks
 
 
 @pytest.mark.parametrize(
     "args, phases, shape",
     [
-        (["--method", "dkm"], {"pretrain", "train"}, (3, 200)),
         (["--method", "dkm", "--pretrain-epochs", "0"], {"train"}, (3, 200)),
-        (["--method", "dec"], {"pretrain", "train"}, (3, 200)),
         (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
-        (["--method", "n2d", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (["--method", "n2d", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (["--method", "dcn", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (
@@ -789,16 +787,14 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
             {"train"},
             (1, 200),
         ),
-        (["--method", "info_max", "--seeds", "1"], {"pretrain", "train"}, (1, 200)),
         (
             ["--method", "dcn", "--resets", "1", "--sizes", "even", "--epochs", "3"],
             {"pretrain", "train"},
             (3, 200),
         ),
-        (["--network", "conv"], {"train"}, (1, 50)),
     ],
 )
-def test_methods_and_networks_run(tmp_path, args, phases, shape, monkeypatch):
+def test_methods_run(tmp_path, args, phases, shape, monkeypatch):
     out, compared, labels_of = tmp_path / "out", {}, baselines.labels_of
 
     def noted(*given):
@@ -806,13 +802,11 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape, monkeypatch):
         return compared
 
     monkeypatch.setattr(baselines, "labels_of", noted)
-    few = ["--method", "autoencoder", "--embed-dim", "3", "--seeds", "1", "--epochs", "1"]
-    few += ["--limit", "50"]  # conv compiles slowly
     tiny = list(TINY)
     if "n2d" in args:  # which has no epochs of its own, and refuses them
         at = tiny.index("--epochs")
         del tiny[at : at + 2]
-    done(TRAIN, *(few if "conv" in args else tiny), *args, "--out", out)
+    done(TRAIN, *tiny, *args, "--out", out)
     assert set(report_of(out)["seconds"]) == phases
     labels = np.load(out / "labels_all.npy")
     assert labels.shape == shape
@@ -829,6 +823,67 @@ def test_methods_and_networks_run(tmp_path, args, phases, shape, monkeypatch):
         assert run_directory.rows_of(str(out))[2] == len(np.unique(labels))  # not the 35 of before
     z = np.load(out / "embeddings.npy")
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
+
+
+NETWORKS = dict.fromkeys(config.PROFILES["practical"], ("mlp", "conv")) | {
+    "contrastive": ("mlp", "conv", "resnet"),
+    "info_max": ("mlp", "conv", "resnet"),
+    "rotation": ("conv",),
+    "mmdc": ("conv",),
+    "deep_cluster": ("conv",),
+    "next_token": ("gru", "transformer"),
+    "next_frame": ("gru", "transformer"),
+}
+
+
+def options_of(method, network, **more):
+    parts = ("8x8x1", "8x8x1") if method == "cross_modal" else None
+    given = config.Options(
+        config.Data(data="digits", n_clusters=3, partner=parts and "digits", parts=parts),
+        config.Method(method=method, **more),
+        config.Network(network=network),
+    )
+    return config.resolve(given, 40)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv", "resnet", "gru", "transformer"])
+@pytest.mark.parametrize("method", NETWORKS)
+def test_methods_have_phases_of_their_networks(method, network):
+    """Traced and not compiled, which tests/test_contract.py does for each algorithm."""
+    key, own = jax.random.key(0), {"next_token": (40, 12), "cross_modal": (40, 128)}
+    shape = own.get(method, (40, 8, 8, 1))
+    given = options_of(method, network)
+    if network not in NETWORKS[method]:
+        with pytest.raises(config.ConfigError, match=f"--network .*found {network}"):
+            run.phases(given, shape)
+        return
+    x = jax.ShapeDtypeStruct((8, *shape[1:]), np.float32)
+    for phase in run.phases(given, shape):
+        batch = Batch(x, *(jax.ShapeDtypeStruct((8,), kind) for kind in (np.int32, np.float32)))
+        batch = batch._replace(partner=x if phase.pairs else None)
+        state = jax.eval_shape(phase.algorithm.init, key, batch)
+        after, found = jax.eval_shape(phase.algorithm.step, key, state, batch)
+        assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, state)
+        assert found["loss"].shape == ()
+        z = jax.eval_shape(phase.algorithm.embed, after, x)
+        assert jax.eval_shape(phase.algorithm.assign, after, z).shape == (8,)
+
+
+def test_the_same_options_are_compiled_once():
+    """Also of another folder and other rows, and where numbers come as lists."""
+    shape = (40, 8)
+    (one,) = run.phases(options_of("cluster_gan", "mlp", prior=(1, 1, 2)), shape)
+    same = dataclasses.replace(
+        options_of("cluster_gan", "mlp", prior=[1, 1, 2]),
+        data=config.Data(data="usps", n_clusters=3),
+        network=dataclasses.replace(options_of("cluster_gan", "mlp").network, hidden=[256, 256]),
+        run=config.Run(out=Path("runs/other"), seeds=3),
+    )
+    assert run.phases(same, shape)[0].algorithm is one.algorithm
+    even = options_of("cluster_gan", "mlp")
+    for other, rows in ((even, shape), (same, (80, 8)), (same, (40, 9))):
+        assert run.phases(other, rows)[0].algorithm is not one.algorithm
+    assert run.phases(same, shape, is_bounded=True)[0].algorithm is not one.algorithm
 
 
 def test_a_run_of_before_an_option_came_is_one(base, tmp_path):

@@ -217,9 +217,11 @@ def _search(key, descend, plan, rows, *, seed, n_clusters, n_init, judge=None) -
 
     def better(i, best):
         found = run(i)
-        return jax.tree.map(partial(jnp.where, found[1] < best[1]), found, best)
+        return jax.tree.map(partial(jnp.where, (i == 0) | (found[1] < best[1])), found, best)
 
-    return jax.lax.fori_loop(1, n_init, better, run(0))[0]
+    # From nothing, not from run(0): written out twice, a run would be compiled twice.
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, 0))
+    return jax.lax.fori_loop(0, n_init, better, nothing)[0]
 
 
 def spread(key: Key, n: int, size: int) -> Array:

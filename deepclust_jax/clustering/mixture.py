@@ -368,10 +368,12 @@ def _fit(
 
     def better(i, best):
         found = run(i)
-        is_better = (found[1] > best[1]) | ~jnp.isfinite(best[1])
+        is_better = (i == 0) | (found[1] > best[1]) | ~jnp.isfinite(best[1])
         return jax.tree.map(partial(jnp.where, is_better), found, best)
 
-    best, likelihood, n_iter, converged = jax.lax.fori_loop(1, n_init, better, run(0))
+    # From nothing, not from run(0): written out twice, a run would be compiled twice.
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, 0))
+    best, likelihood, n_iter, converged = jax.lax.fori_loop(0, n_init, better, nothing)
     found = _over_blocks(x, best, _labels)
     best = Mixture(best.weights, best.means * scale + mean, best.covariances * scale**2)
     return Fitted(best, found, likelihood - d * jnp.log(scale), n_iter, converged)
