@@ -9,7 +9,6 @@ counter that the state holds, so a run that stops and goes on equals one that ne
 
 import functools
 import math
-import operator
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -150,16 +149,13 @@ def embed(algorithm: Algorithm, states: State, x: Any) -> tuple[np.ndarray, np.n
         z, labels = embed(algorithm, jax.tree.map(lambda leaf: leaf[None], states), x)
         return z[0], labels[0]
     block = min(_BLOCK, max(64, 2**22 // math.prod(x.shape[1:])))
-    # One state after another: the program, and so the rounding, is that of a single state.
+    # One state after another: what is computed, and so the rounding, is as of a single state.
     call, parts = _embed_jitted(algorithm), []
     for start in range(0, x.shape[0], block):
         rows = np.asarray(x[start : start + block], np.float32)
         padded = np.pad(rows, [(0, block - len(rows))] + [(0, 0)] * (rows.ndim - 1))
         padded = _to_device(padded)
-        found = [
-            jax.device_get(call(jax.tree.map(operator.itemgetter(s), states), padded))
-            for s in range(len(states.step))
-        ]
+        found = [jax.device_get(call(states, s, padded)) for s in range(len(states.step))]
         parts.append(tuple(np.stack(arrays)[:, : len(rows)] for arrays in zip(*found, strict=True)))
     return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
 
@@ -243,7 +239,8 @@ def _init_one(algorithm: Algorithm, key: Key, example: Batch) -> State:
     return algorithm.init(jax.random.fold_in(key, _INIT), example)
 
 
-def _embed_one(algorithm: Algorithm, state: State, x: Array) -> tuple[Array, Array]:
+def _embed_one(algorithm: Algorithm, states: State, s: Array, x: Array) -> tuple[Array, Array]:
+    state = jax.tree.map(lambda leaf: leaf[s], states)
     z = algorithm.embed(state, x)
     return z, algorithm.assign(state, z)
 
