@@ -141,21 +141,29 @@ def phases(
         ConfigError: the options do not fit rows of this shape.
     """
     _check_rows(options, shape[1:])
-    # What they depend on, with tuples where there may be lists.
-    data, method, network = options.data, options.method, options.network
-    asked = config.Options(
-        config.Data(n_clusters=data.n_clusters, parts=data.parts and tuple(data.parts)),
-        dataclasses.replace(method, prior=method.prior and tuple(method.prior)),
-        dataclasses.replace(network, hidden=tuple(network.hidden)),
-        options.training,
-    )
-    return list(_phases(asked, tuple(shape), filled, is_bounded))
+    data = config.Data(n_clusters=options.data.n_clusters, parts=options.data.parts)
+    groups = data, options.method, options.network, options.training
+    asked = config.Options(*map(_of_python, groups))
+    return list(_phases(asked, tuple(shape), filled, is_bounded, repr(asked)))
+
+
+def _of_python(group: Any) -> Any:
+    """A group of options whose arrays and lists are numbers and tuples, which can be compared."""
+
+    def plain(value):
+        if isinstance(value, list | tuple):
+            return tuple(map(plain, value))
+        return value.item() if getattr(value, "ndim", None) == 0 else value
+
+    values = {f.name: plain(getattr(group, f.name)) for f in dataclasses.fields(group)}
+    return dataclasses.replace(group, **values)
 
 
 @functools.lru_cache(maxsize=16)
 def _phases(
-    options: config.Options, shape: tuple[int, ...], filled: float, is_bounded: bool
+    options: config.Options, shape: tuple[int, ...], filled: float, is_bounded: bool, written: str
 ) -> tuple[Phase, ...]:
+    del written  # part of the key: 2 and 2.0 are equal, and of one epoch number the second is none
     method, network, training = options.method, options.network, options.training
     common = {
         "n_clusters": options.data.n_clusters,
@@ -460,7 +468,8 @@ def partners(x: Any) -> Array:
 
 def partners_by_features(algorithm: Algorithm, state: State, x: Any) -> Array:
     """The same by the features of each state [S, ...]. -> [S, n, 5]."""
-    return jnp.stack([_nearest(z) for z in train.embed(algorithm, state, x)[0]])
+    # A run that diverged has no features, and the others go on without it.
+    return jnp.stack([_nearest(np.nan_to_num(z)) for z in train.embed(algorithm, state, x)[0]])
 
 
 def load_state(store: Path, phase: Phase, keys: Key, row: Sequence[int]) -> State:

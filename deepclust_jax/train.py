@@ -200,7 +200,8 @@ def _compiled(
     """The same, compiled ahead for these arguments and donating some: the second, the state."""
     leaves, tree = jax.tree.flatten(args)
     shapes = tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves)
-    settings = jax.default_backend(), jax.config.jax_default_matmul_precision
+    own = jax.config
+    settings = jax.default_backend(), own.jax_default_device, own.jax_default_matmul_precision
     return _compile(function, static, shared, settings, tree, shapes, donate)
 
 

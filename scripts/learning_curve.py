@@ -50,26 +50,34 @@ class Options:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the script; 0 if all went well, else 2 after one line on standard error."""
+    """Run the script; 0 if all went well, 1 if a run diverged, else 2 after one line on standard
+    error."""
     options = tyro.cli(Options, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     if options.table:
         reproduce.rewrite("learning_curve", table())
         print(f"Table: {reproduce.PAGE}")
         return 0
-    from deepclust_jax import config, data, train
+    from deepclust_jax import config, data
 
+    all_ended = True
     try:
         check(options)
         for name in options.data:
             dataset, _ = data.load(name)
+            fit = []
+            for front_end in options.front_ends:
+                if reason := front_end != ROWS and reproduce.unfit(name, dataset, front_end):
+                    print(f"{name} {front_end}: left out, {reason}")
+                else:
+                    fit.append(front_end)
             least, whole = dataset.n_clusters or 1, len(dataset.x)
             for n in (*sorted(size for size in options.sizes if least <= size < whole), whole):
-                for front_end in options.front_ends:
-                    run_cells(name, n, front_end, options.seeds)
-    except (data.DataError, config.ConfigError, train.Diverged) as error:
+                for front_end in fit:
+                    all_ended &= run_cells(name, n, front_end, options.seeds)
+    except (data.DataError, config.ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 0 if all_ended else 1
 
 
 def check(options: Options) -> None:
@@ -100,25 +108,32 @@ def cell_file(data: str, front_end: str, n: int, seed: int) -> Path:
     return RESULTS / data / front_end / f"{n}-seed{seed}.json"
 
 
-def run_cells(name: str, n: int, front_end: str, seeds: int) -> None:
-    """Train a front end on n rows for the seeds whose cells are not there, and write these."""
-    from deepclust_jax import data
+def run_cells(name: str, n: int, front_end: str, seeds: int) -> bool:
+    """Train a front end on n rows for the seeds whose cells are not there, and write these.
+    -> whether none of them diverged; the others are trained all the same."""
+    from deepclust_jax import data, train
 
     scaling = "tokens" if front_end == "next_token" else "auto"
     dataset, labels = data.load(name, scaling=scaling, limit=n)
     reproduce.check_classes(name, dataset, labels)
     wanted = reproduce.recipe(dataset, "kmeans" if front_end == ROWS else front_end)
-    wanted["version"] = 1  # of features, whatever else clusters them
+    all_ended = True
     for seed in range(seeds):
         file = cell_file(name, front_end, n, seed)
         there = file.exists() and json.loads(file.read_text())["recipe"]
         if there and reproduce.is_same(there, wanted):
             continue
         begin = time.perf_counter()
-        score = cluster(dataset, labels, front_end, seed)
+        try:
+            score = cluster(dataset, labels, front_end, seed)
+        except train.Diverged as error:
+            print(f"{name} {front_end} {n} rows seed {seed}: {error}", file=sys.stderr, flush=True)
+            all_ended = False
+            continue
         seconds = time.perf_counter() - begin
         write(file, {"recipe": wanted, "seed": seed, "n": n, "external": score, "seconds": seconds})
         print(f"{name} {front_end} {n} rows seed {seed}: {score['accuracy']:.4f} ({seconds:.0f} s)")
+    return all_ended
 
 
 def cluster(dataset: Any, labels: np.ndarray, front_end: str, seed: int) -> dict[str, float]:
@@ -151,7 +166,13 @@ def curves() -> Iterator[tuple[str, str, dict[int, list[float]]]]:
     for folder in sorted(RESULTS.glob("*/*")):
         cells = [json.loads(file.read_text()) for file in sorted(folder.glob("*-seed*.json"))]
         found: dict[int, list[float]] = {}
+        first: dict[int, Any] = {}
         for cell in sorted(cells, key=lambda cell: (cell["n"], cell["seed"])):
+            if not reproduce.is_same(cell["recipe"], first.setdefault(cell["n"], cell["recipe"])):
+                raise SystemExit(
+                    f"error: cells of {cell['n']} rows in {folder} are of other options or rows; "
+                    "train them again, or remove some"
+                )
             found.setdefault(cell["n"], []).append(100 * cell["external"]["accuracy"])
         yield folder.parent.name, folder.name, found
 

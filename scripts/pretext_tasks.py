@@ -79,6 +79,8 @@ def table() -> str:
         if found:
             lines += [*of_method([report for _, report in found]), ""]
             commands += [f"- {name}: `{report['command']}`" for name, report in found]
+    if any("°" in line for line in lines):
+        lines += ["°: of the code before this one, as in the table of all methods.", ""]
     return "\n".join([*lines, "Commands:", "", *commands]) if commands else "None is trained yet."
 
 
@@ -123,7 +125,8 @@ def _head(titles: list[str]) -> list[str]:
 
 def _line(report: Mapping[str, Any], *shown: str) -> str:
     seconds = kept_runs.seconds_a_seed(report)
-    every = (report["options"]["data"], *shown, seconds, str(report["n_runs"]))
+    seeds = f"{report['n_runs']}{' °' if kept_runs.is_old(report) else ''}"
+    every = (report["options"]["data"], *shown, seconds, seeds)
     return f"| {' | '.join(every)} |"
 
 

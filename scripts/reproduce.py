@@ -206,8 +206,7 @@ def main(args: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         reading = [row for row in options.rows if front_of(row) == "next_token"]
-        read, reads = None, dataset.kind == "text" and reading
-        why_not = f"{dataset.kind} rows are no texts" if dataset.kind != "text" else ""
+        read, reads, why_not = None, dataset.kind == "text" and reading, ""
         if reads and not all(is_done(dataset, row, seed) for row in reading for seed in every):
             try:
                 read = data.load(name, scaling="tokens")[0]
@@ -215,21 +214,9 @@ def main(args: list[str] | None = None) -> int:
                 why_not = str(error)
         rows = []
         for row in options.rows:
-            shape, parts = tuple(dataset.x.shape[1:]), row.split("-")
-            if {"affine", "rotation", "mmdc", "deep_cluster"} & set(
-                parts
-            ) and dataset.kind != "image":
-                print(f"{name} {row}: left out, {dataset.kind} rows are no images")
-            elif "next_token" in parts and why_not:
-                print(f"{name} {row}: left out, {why_not}")
-            elif {"speech", "next_frame"} & set(parts) and dataset.kind != "audio":
-                print(f"{name} {row}: left out, {dataset.kind} rows are no sounds")
-            elif "cross_modal" in parts and name not in PARTNERS:
-                print(f"{name} {row}: left out, it has no second modality")
-            elif "photo" in parts and (dataset.kind != "image" or shape[2] != 3):
-                print(f"{name} {row}: left out, {dataset.kind} rows {shape} have no colours")
-            elif {"rotation", "mmdc"} & set(parts) and shape[0] != shape[1]:
-                print(f"{name} {row}: left out, images {shape} are not square")
+            of_tokens = "next_token" in row.split("-")
+            if reason := unfit(name, dataset, row) or (why_not if of_tokens else ""):
+                print(f"{name} {row}: left out, {reason}")
             else:
                 rows.append(row)
         used = {row: paired if row.startswith("cross_modal") else dataset for row in rows}
@@ -256,6 +243,24 @@ def main(args: list[str] | None = None) -> int:
             if nuisance is not None:
                 write_nuisance(name, row, nuisance)
     return 1 if failed else 0
+
+
+def unfit(name: str, dataset: Any, row: str) -> str:
+    """Why a row is nothing for a data set, or ""."""
+    kind, shape, parts = dataset.kind, tuple(dataset.x.shape[1:]), set(row.split("-"))
+    if parts & {"affine", "rotation", "mmdc", "deep_cluster"} and kind != "image":
+        return f"{kind} rows are no images"
+    if "next_token" in parts and kind != "text":
+        return f"{kind} rows are no texts"
+    if parts & {"speech", "next_frame"} and kind != "audio":
+        return f"{kind} rows are no sounds"
+    if "cross_modal" in parts and name not in PARTNERS:
+        return "it has no second modality"
+    if "photo" in parts and (kind != "image" or shape[2] != 3):
+        return f"{kind} rows {shape} have no colours"
+    if parts & {"rotation", "mmdc"} and shape[0] != shape[1]:
+        return f"images {shape} are not square"
+    return ""
 
 
 def check_classes(name: str, dataset: Any, labels: Any) -> None:

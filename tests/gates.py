@@ -25,7 +25,7 @@ LIMIT = {"usps": None, "mnist": 10_000}
 START = {name: pytest.mark.xdist_group(name) for name in LIMIT}  # that they share
 NAMES = [pytest.param(name, marks=mark) for name, mark in START.items()]
 
-# Lowest mean accuracy that passes: about four standard errors or more below what the sound methods
+# Lowest mean accuracy that passes: about three standard errors or more below what the sound methods
 # reach in so short a training (0.73 and 0.73, 0.66 and 0.65); untrained networks reach 0.41, 0.31,
 # and a DCN that pulls to a wrong centroid 0.32. DEC and IDEC (0.756 and 0.755) must beat their
 # start; VaDE has 0.69 to 0.73 and one seed in five that joins two digits.

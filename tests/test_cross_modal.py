@@ -148,6 +148,24 @@ def test_a_run_of_two_files(run_of_pairs, files):
     )
 
 
+def test_a_run_that_diverged_is_set_aside(files, tmp_path, monkeypatch):
+    """Trap: its codes were clustered modality by modality, which ended the script."""
+    execute = run.execute
+
+    def broken(*args, **options):
+        trained = execute(*args, **options)
+        params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), trained.state.params)
+        return trained._replace(state=trained.state.replace(params=params))
+
+    monkeypatch.setattr(run, "execute", broken)
+    given = ["--data", files / "one.npy", "--partner", files / "other.npy"]
+    given += ["--labels", files / "y.npy"]
+    printed = done(TRAIN, *given, *TINY, "--seeds", "2", "--out", tmp_path / "run")
+    assert "runs 1" in printed
+    report = report_of(tmp_path / "run")
+    assert [one["run"] for one in report["lost"]] == [1] and report["chosen"]["run"] == 0
+
+
 def test_one_file_with_the_shapes_of_its_modalities_is_the_same(run_of_pairs, files, tmp_path):
     out = tmp_path / "run"
     given = ["--data", files / "both.npy", "--parts", "16", "6"]

@@ -131,6 +131,7 @@ def test_texts(tmp_path):
     [
         ("t.txt", "\n \n", "0 documents, all of them empty"),
         ("t.txt", "the\nof\n", "no word is left of 2 documents"),
+        ("t.txt", "a cat\ncat\n", "expected two words or more in all documents, found one in 2"),
         ("t.txt", "same\nsame\n", "all 2 documents are equal"),
         ("t.jsonl", '{"text": "a"}\n{"text": 3}\n', "line 2: expected an object with a string"),
         ("t.jsonl", '{"text": "a"}\n{"text"\n', "line 2: not JSON"),

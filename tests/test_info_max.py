@@ -178,6 +178,16 @@ def test_contrastive_features_of_digits_and_labels_of_new_rows(digits):
     np.testing.assert_array_equal(few_z, z[100:140])
 
 
+def test_a_start_that_diverged_does_not_stop_the_others(digits):
+    first, start, x, _ = digits
+    broken = start.replace(params=jax.tree.map(lambda a: jnp.nan * a, start.params))
+    states = jax.tree.map(lambda a, b: jnp.stack([a, b]), start, broken)
+    near = run.partners_by_features(first, states, x)
+    alone = run.partners_by_features(first, jax.tree.map(lambda a: a[None], start), x)
+    np.testing.assert_array_equal(near[0], alone[0])
+    assert near.shape == (2, len(x), 5) and near.min() >= 0 and near.max() < len(x)
+
+
 @pytest.mark.parametrize("name", info_max.OBJECTIVES)
 def test_digits_from_contrastive_features(digits, name):
     first, start, x, labels = digits

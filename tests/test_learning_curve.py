@@ -9,7 +9,7 @@ import pytest
 from test_reproduce import PAPER, SHORT
 from test_scripts import ROOT, script
 
-from deepclust_jax import config, data, metrics, run
+from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.clustering import kmeans
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -74,6 +74,43 @@ def test_a_cell_of_other_options_is_trained_again(folder, monkeypatch):
     file.write_text(json.dumps(cell))
     assert CURVE.main(args) == 0
     assert json.loads(file.read_text())["external"]["accuracy"] > 0
+
+
+def test_what_diverged_or_does_not_fit_stops_no_other(folder, monkeypatch, capsys):
+    small(monkeypatch)
+    cluster = CURVE.cluster
+
+    def diverges(dataset, labels, front_end, seed):
+        if (front_end, seed) == ("autoencoder", 0):
+            raise train.Diverged("no number")
+        return cluster(dataset, labels, "rows", seed)
+
+    monkeypatch.setattr(CURVE, "cluster", diverges)
+    front_ends = ["--front-ends", "autoencoder", "contrastive-speech", "rows"]
+    args = ["--data", "digits", "--sizes", "60", "--seeds", "2", *front_ends]
+    assert CURVE.main(args) == 1
+    found = capsys.readouterr()
+    assert "digits contrastive-speech: left out, image rows are no sounds" in found.out
+    assert "digits autoencoder 60 rows seed 0: no number" in found.err
+    made = {
+        (e, f"{n}-seed{seed}")
+        for e in ("autoencoder", "rows")
+        for n in (60, 150)
+        for seed in (0, 1)
+    }
+    assert set(cells(folder)) == made - {("autoencoder", "60-seed0"), ("autoencoder", "150-seed0")}
+
+
+def test_cells_of_other_options_have_no_mean(folder, monkeypatch):
+    small(monkeypatch)
+    args = ["--data", "digits", "--sizes", "60", "--seeds", "2", "--front-ends", "rows"]
+    assert CURVE.main(args) == 0
+    file = CURVE.cell_file("digits", "rows", 60, 1)
+    cell = json.loads(file.read_text())
+    cell["recipe"]["checksum"] = "of other rows"
+    file.write_text(json.dumps(cell))
+    with pytest.raises(SystemExit, match="cells of 60 rows in .*rows are of other options"):
+        CURVE.table()
 
 
 def test_fewer_rows_than_clusters_are_left_out(folder, monkeypatch):

@@ -68,7 +68,7 @@ def test_a_size_out_of_range_is_refused(size):
         augment.photo(KEY, jnp.ones((4, 4, 3)), size=size)
 
 
-def test_convolutions_learn_of_smaller_views_and_measure_them(monkeypatch):
+def test_convolutions_learn_of_smaller_views_and_measure_them(monkeypatch, phases_anew):
     """Trap: a network that learnt of parts as large as pictures sees things in pictures smaller
     than ever before, and its statistics are not those that it learnt with."""
     seen = {}
@@ -157,7 +157,7 @@ def test_a_photograph_is_its_own_pair():
     assert [phase.pairs for phase in run.phases(alone, shape)] == [""]
 
 
-def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch):
+def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch, phases_anew):
     seen = []
     monkeypatch.setattr(
         contrastive, "build", lambda own, *args, **more: seen.append(own.temperature)

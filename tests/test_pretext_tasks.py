@@ -27,7 +27,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path / "results" / "pretext_tasks"
 
 
-def test_runs_are_trained_once_and_shown(results, capsys):
+def test_runs_are_trained_once_and_shown(results, capsys, monkeypatch):
     args = ["--runs", "rotation", "next_token-gru", "--seeds", "2"]
     assert TASKS.main(args) == 0
     found = {file.stem: json.loads(file.read_text()) for file in results.glob("*.json")}
@@ -49,6 +49,9 @@ def test_runs_are_trained_once_and_shown(results, capsys):
     perplexity = found["next_token-gru"]["pretext"]["perplexity"]["values"]
     assert f"| gru 8 | {TASKS.reproduce.mean(np.array(perplexity))} |" in texts.splitlines()[-1]
     assert f"- rotation: `{ROTATION} --embed-dim 2 --seeds 2`" in commands[-1]
+    monkeypatch.setitem(TASKS.reproduce.VERSIONS, "rotation", 2)  # the code finds something else
+    turns = TASKS.table().split("\n\n")[0]
+    assert turns.endswith("| 2 ° |") and "°: of the code before" in TASKS.table()
 
 
 def test_tables_without_runs_and_no_seeds(results, capsys):

@@ -880,6 +880,16 @@ def test_the_same_options_are_compiled_once():
         run=config.Run(out=Path("runs/other"), seeds=3),
     )
     assert run.phases(same, shape)[0].algorithm is one.algorithm
+    arrays = dataclasses.replace(
+        same, training=dataclasses.replace(same.training, batch_size=np.array(256))
+    )
+    assert run.phases(arrays, shape)[0].algorithm is one.algorithm
+    given = options_of("autoencoder", "mlp")
+    wrong, right = (
+        run.phases(dataclasses.replace(given, network=network), shape)[0].algorithm
+        for network in (dataclasses.replace(given.network, embed_dim=d) for d in (3.0, 3))
+    )
+    assert wrong is not right  # though 3.0 == 3
     even = options_of("cluster_gan", "mlp")
     for other, rows in ((even, shape), (same, (80, 8)), (same, (40, 9))):
         assert run.phases(other, rows)[0].algorithm is not one.algorithm

@@ -228,7 +228,7 @@ def test_hidden_time_and_bands_are_as_large_as_they_say():
         augment.masks(KEY, x[..., 0])
 
 
-def test_sounds_that_are_no_words_have_time_and_bands_hidden(monkeypatch):
+def test_sounds_that_are_no_words_have_time_and_bands_hidden(monkeypatch, phases_anew):
     """By --augment speech: words are said by another voice, what are none has parts hidden."""
     seen = []
     for name in ("speech", "masks"):

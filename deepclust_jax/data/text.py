@@ -31,6 +31,11 @@ def fit(texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"no word is left of {len(texts)} documents after dropping stop words and rare and "
             "frequent terms; expected English prose, one document per row"
         ) from None
+    if counts.shape[1] < 2:
+        raise DataError(
+            f"expected two words or more in all documents, found one in {len(texts)} after "
+            "dropping stop words and rare and frequent terms"
+        )
     dimensions = max(1, min(DIMENSIONS, len(texts) - 1, counts.shape[1]))
     svd = TruncatedSVD(dimensions, random_state=0).fit(counts)
     terms = [str(term) for term in vectoriser.get_feature_names_out()]

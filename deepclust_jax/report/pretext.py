@@ -80,7 +80,8 @@ def of_cross_modal(
     parts, k = config.shapes(options.data.parts), options.data.n_clusters
     z = train.embed(trained.algorithm, trained.state, x)[0]
     clusters = []
-    for own in np.split(np.asarray(z), len(parts), axis=2):
+    z = np.nan_to_num(np.asarray(z))  # of a run that diverged, which is set aside elsewhere
+    for own in np.split(z, len(parts), axis=2):
         pairs = zip(run.seed_keys(options), own, strict=True)
         found = [kmeans.assign(rows, kmeans.fit(key, rows, k).centroids)[0] for key, rows in pairs]
         clusters.append(np.stack(found))
