@@ -12,7 +12,7 @@ demo: .venv/installed
 		--augment affine --pretrain-epochs 150 --epochs 50 --out runs/demo --overwrite
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

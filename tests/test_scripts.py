@@ -779,7 +779,6 @@ def test_labels_change_nothing_but_the_external_scores(base, digits, tmp_path):
         (["--method", "dkm", "--pretrain-epochs", "0"], {"train"}, (3, 200)),
         (["--method", "idec", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
         (["--method", "vade", "--profile", "paper"], {"pretrain", "train"}, (3, 200)),
-        (["--method", "n2d", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (["--method", "dcn", "--seeds", "1", "--merge"], {"pretrain", "train"}, (1, 200)),
         (
             ["--method", "dcn", "--seeds", "1", "--merge", "--pretrain-epochs", "0"]
@@ -802,11 +801,7 @@ def test_methods_run(tmp_path, args, phases, shape, monkeypatch):
         return compared
 
     monkeypatch.setattr(baselines, "labels_of", noted)
-    tiny = list(TINY)
-    if "n2d" in args:  # which has no epochs of its own, and refuses them
-        at = tiny.index("--epochs")
-        del tiny[at : at + 2]
-    done(TRAIN, *tiny, *args, "--out", out)
+    done(TRAIN, *TINY, *args, "--out", out)
     assert set(report_of(out)["seconds"]) == phases
     labels = np.load(out / "labels_all.npy")
     assert labels.shape == shape
