@@ -34,6 +34,14 @@ def test_seed_example():
     assert result.labels.shape == (100,) and set(np.asarray(result.labels)) == {0, 1, 2}
 
 
+def test_a_run_is_on_the_device_that_is_the_default_at_its_time():
+    algorithm = autoencoder.build(CONFIG, (4,))
+    for device in jax.devices()[:2]:
+        with jax.default_device(device):
+            found = train.fit(jax.random.split(KEY, 2), algorithm, rows(), epochs=1)
+        assert {d for leaf in jax.tree.leaves(found.state) for d in leaf.devices()} == {device}
+
+
 def test_every_row_once_per_epoch():
     index, mask = train._order(KEY, jnp.int32(3), 53, 16)
     assert index.shape == mask.shape == (4, 16)
