@@ -163,7 +163,7 @@ def _of_python(group: Any) -> Any:
 def _phases(
     options: config.Options, shape: tuple[int, ...], filled: float, is_bounded: bool, written: str
 ) -> tuple[Phase, ...]:
-    del written  # part of the key: 2 and 2.0 are equal, and of one epoch number the second is none
+    del written  # part of the key, as 2 == 2.0, and no number of epochs is 2.0
     method, network, training = options.method, options.network, options.training
     common = {
         "n_clusters": options.data.n_clusters,
