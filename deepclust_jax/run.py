@@ -617,7 +617,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         )
     usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
-        raise config.ConfigError("--hidden needs --network mlp; leave it out for conv")
+        raise config.ConfigError("--hidden needs --network mlp, or resnet; leave it out for conv")
 
 
 def _check_game(options: config.Options) -> None:

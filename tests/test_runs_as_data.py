@@ -50,6 +50,14 @@ def test_the_codes_are_the_rows_and_the_labels_are_those_of_the_first(first, sec
     assert (out / "samples.png").stat().st_size > 1000, "of the digits that the codes are of"
 
 
+def test_python_is_told_where_the_codes_of_a_run_are(first):
+    """Trap: its pictures were taken for data that lie in a wrong place, to be moved."""
+    with pytest.raises(data.DataError, match="is the folder of a run; .*embeddings.npy with kind"):
+        data.load(first)
+    codes = data.load(first / "embeddings.npy", kind="tabular", scaling="none")[0]
+    np.testing.assert_array_equal(codes.x, np.load(first / "embeddings.npy"))
+
+
 def test_nuisance_labels_come_with_the_run_unless_others_are_given(first, second):
     bright = np.load(first.parent / "bright.npy")
     kept = np.random.default_rng(0).permutation(len(bright))[:120]

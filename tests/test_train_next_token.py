@@ -10,7 +10,7 @@ from test_scripts import CLUSTER, ROOT, TRAIN, call, done, refused, script
 
 from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.algorithms import next_token
-from deepclust_jax.report import baselines
+from deepclust_jax.report import baselines, tables
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 NEXT_TOKEN = script("train_next_token")
@@ -49,6 +49,10 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     mean, guess = (f"{v:#.4g}" for v in (found["perplexity"]["mean"], found["by_frequency"]))
     assert f"perplexity, rows held out: {mean.rstrip('.')} ± " in printed
     assert f"by frequency {guess.rstrip('.')}" in printed
+    has_learnt = found["perplexity"]["mean"] < 0.9 * found["by_frequency"]
+    assert ("not well below counting" in printed) == (not has_learnt)
+    found["perplexity"]["mean"] = (0.5 if not has_learnt else 2.0) * found["by_frequency"]
+    assert any("below counting" in line for line in tables._pretext(found)) == has_learnt
     assert report["baselines"][0]["name"] == baselines.TEXTS and baselines.TEXTS in printed
     assert len(report["words"]) == len(report["cluster_sizes"])
     samples = (out / "samples.md").read_text()

@@ -31,6 +31,7 @@ def test_turns_and_blocks_are_reported(run_of_digits):
     found = report["pretext"]
     assert found["rows"] == "rows held out" and len(found["accuracy"]["values"]) == 2
     assert f"turns found [%], rows held out: {100 * found['accuracy']['mean']:.1f} ± " in printed
+    assert "(25 by chance)" in printed
     assert set(found["by_class"]) == set("0123456789")
     kept, x = run.restore(out), data.load("digits", limit=200)[0].x[-50:]
     nets = rotation.build_nets(rotation.Config(hidden=(8, 8)), x.shape[1:])

@@ -61,6 +61,12 @@ def load(
     _check_arguments(kind, scaling, preprocessing, limit)
     entry = _entry(source)
     name = str(source) if entry else Path(source).name
+    of_a_run = "config.json", "checkpoint"
+    if not entry and all((Path(source) / file).exists() for file in of_a_run):
+        raise DataError(
+            f"{source} is the folder of a run; expected data, such as its codes: "
+            f'{Path(source) / "embeddings.npy"} with kind="tabular" and scaling="none"'
+        )
     found = _read(source, labels, entry)
     if preprocessing is not None and found.names and preprocessing.columns:
         ordered = tables.in_order(found.raw, found.names, preprocessing.columns, name)

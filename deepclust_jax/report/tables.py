@@ -118,6 +118,8 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
                 "Few texts: of 2,225, BBC news, k-means on TF-IDF is better; compare with "
                 "scripts/cluster_embedding.py on the texts."
             )
+        if not found["perplexity"]["mean"] < 0.9 * found["by_frequency"]:
+            lines.append("That is not well below counting: nothing is learnt yet; train longer.")
         return lines
     if "made" in found:
         lines = [f"{found['compared']:,} made rows beside as many real ones:"]
@@ -148,7 +150,7 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         used, agreement = (_row("", found[name], [], _percent)[1] for name in ("used", "agreement"))
         return [f"classes in use [%]: {used}; agreement with those before [%]: {agreement}"]
     overall = _row("", found["accuracy"], [], _percent)[1]
-    lines = [f"turns found [%], {found['rows']}: {overall}"]
+    lines = [f"turns found [%], {found['rows']}: {overall} (25 by chance)"]
     if found.get("alike", 0.0) > ALIKE and found["accuracy"]["mean"] > LEARNT:
         lines.append(
             f"Of {_percent(found['alike'])} % of the images no run finds more than half of the "
