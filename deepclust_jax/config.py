@@ -62,11 +62,13 @@ class Data:
     clusters should not follow; used for scores only. None: that which came with the data, if any
     (the speakers of fsdd)."""
 
-    scaling: Literal["auto", "range", "standard", "counts", "none", "tokens", "speech"] = "auto"
-    """range: to 0..1; standard: mean 0 and deviation 1 per feature; counts: gene counts, log, then
-    standard; tokens: texts as numbers of sub-words; speech: spoken words stretched to one length,
-    without what is constant in a voice. auto: range for images, standard for tables, tokens for
-    next_token, speech for fsdd."""
+    scaling: Literal["auto", "range", "standard", "codes", "counts", "none", "tokens", "speech"] = (
+        "auto"
+    )
+    """range: to 0..1; standard: mean 0 and deviation 1 per feature; codes: mean 0, all over one
+    number; counts: gene counts, log, then standard; tokens: texts as numbers of sub-words; speech:
+    spoken words stretched to one length, without what is constant in a voice. auto: range for
+    images, standard for tables, codes for a run, tokens for next_token, speech for fsdd."""
 
     limit: int | None = None
     """Use a fixed random part of so many rows. None: all."""

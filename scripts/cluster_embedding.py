@@ -84,7 +84,7 @@ class Options:
     kind: Literal["auto", "tabular", "image", "text", "audio"] = "auto"
     """What the data are."""
 
-    scaling: Literal["auto", "range", "standard", "counts", "none"] = "auto"
+    scaling: Literal["auto", "range", "standard", "codes", "counts", "none"] = "auto"
     """Scaling of data; auto: features of tables have mean 0 and variance 1. The codes of a run are
     taken as they are."""
 

@@ -79,8 +79,8 @@ ROWS: tuple[Row, ...] = (
 _OF = "-of-"  # a method whose data are the features of another row
 
 # Raised where the code of a method finds something else than before by the same options: its cells
-# are then trained again, and marked in the table until they are. By method or row; else 1.
-VERSIONS = {"n2d-merge": 2, "contrastive-photo": 2, "info_max-photo": 2}
+# are then trained again, and marked in the table until they are. By row or part of one; else 1.
+VERSIONS = {"n2d-merge": 2, "contrastive-photo": 2, "info_max-photo": 2, "of": 2}
 
 # Accuracy in %, as published for train and test part together; DEC-keras has this network, BRB has
 # 1024-512-256-k and starts from a trained autoencoder as here. Never a figure that was only
@@ -330,7 +330,7 @@ def start_row(row: str) -> str:
 
 def version_of(row: str) -> int:
     """The version of the code that clusters a row."""
-    return max(VERSIONS.get(name, 1) for name in (row, row.split("-")[0]))
+    return max(VERSIONS.get(name, 1) for name in (row, *row.split("-")))
 
 
 def recipe(dataset: Any, row: str) -> dict[str, Any]:
@@ -440,7 +440,7 @@ def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
     folder = STARTS / dataset.name / f"codes-{row}-seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "codes.npy", z)
-    codes = data.load(folder / "codes.npy", kind="tabular")[0]
+    codes = data.load(folder / "codes.npy", kind="tabular", scaling="codes")[0]
     name = f"{dataset.name}-{row}-seed{seed}"
     return dataclasses.replace(codes, name=name, n_clusters=dataset.n_clusters)
 

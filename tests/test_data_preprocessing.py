@@ -69,7 +69,21 @@ def test_constant_features_stay_zero_in_new_data():
     assert preprocessing.apply(p, np.array([[3.0, 5.0]]))[0, 1] == 0.0
 
 
-@pytest.mark.parametrize("name", ["standard", "range", "counts", "none"])
+def test_codes_keep_their_proportions():
+    """Trap: standardised, an axis of noise weighs as much as one that tells the classes apart."""
+    raw = RNG.normal([5.0, 1e6, 3.0, -2.0], [3.0, 0.5, 0.0, 1.0], size=(2000, 4))
+    p, x = fitted(raw, scaling="codes")
+    vary = [0, 1, 3]
+    ratio = x[:, vary].std(axis=0) / raw[:, vary].std(axis=0)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    np.testing.assert_allclose(x.mean(axis=0), 0.0, atol=1e-5)
+    assert np.mean(x[:, vary].var(axis=0)) == pytest.approx(1.0, abs=1e-4)
+    np.testing.assert_array_equal(fitted(np.ones((5, 2)), scaling="codes")[1], 0.0)
+    new = preprocessing.apply(p, raw[:3] + [[0.0, 0.0, 7.0, 0.0]])
+    np.testing.assert_allclose(new[:, 2], 7.0 * ratio[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["standard", "codes", "range", "counts", "none"])
 def test_blocks_and_single_rows_give_the_same_bits(monkeypatch, name):
     raw = RNG.integers(0, 50, size=(40, 6)) + (0.0 if name == "counts" else 0.5)
     p, x = fitted(raw, scaling=name)

@@ -34,8 +34,9 @@ def second(first):
 
 def test_the_codes_are_the_rows_and_the_labels_are_those_of_the_first(first, second):
     out, printed = second
-    assert "first: 120 x 3 (tabular, scaling standard, 10 classes for scores)" in printed
+    assert "first: 120 x 3 (tabular, scaling codes, 10 classes for scores)" in printed
     report, labels = report_of(out), data.load("digits", limit=120)[1]
+    assert [row["name"] for row in report["baselines"]] == ["k-means on the codes"]
     assert report["data"]["shape"] == [120, 3]
     for s, found in enumerate(np.load(out / "labels_all.npy")):
         expected = metrics.external_scores(labels, found)
@@ -43,9 +44,8 @@ def test_the_codes_are_the_rows_and_the_labels_are_those_of_the_first(first, sec
             assert report["external"][name]["values"][s] == pytest.approx(float(value))
     z = np.load(first / "embeddings.npy").astype(np.float64)
     given = run_directory.load(config.Data(data=str(first)))
-    np.testing.assert_allclose(
-        given.dataset.x, (z - z.mean(axis=0)) / z.std(axis=0), rtol=1e-4, atol=1e-5
-    )
+    expected = (z - z.mean(axis=0)) / np.sqrt(z.var(axis=0).mean())
+    np.testing.assert_allclose(given.dataset.x, expected, rtol=1e-4, atol=1e-5)
     assert given.dataset.n_clusters == 10
     assert (out / "samples.png").stat().st_size > 1000, "of the digits that the codes are of"
 

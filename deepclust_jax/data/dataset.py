@@ -50,8 +50,8 @@ def load(
     labels         a file with one label per row (npy, txt, csv), or a column of the table or
                    jsonl; labels are numbered in sorted order
     kind           overrides what the data look like: tabular, image, text, audio
-    scaling        auto, range, standard, counts, none (scaling.py), of texts tokens (tokens.py),
-                   of sounds standard (audio.py) or speech (speech.py)
+    scaling        auto, range, standard, codes, counts, none (scaling.py), of texts tokens
+                   (tokens.py), of sounds standard (audio.py) or speech (speech.py)
     preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run;
                    columns of a table are then matched by their names
     limit          keep the first `limit` rows of a fixed permutation of the rows

@@ -2,6 +2,7 @@
 
 range     one offset and one span for all values, to [0, 1]
 standard  each feature minus its mean, over its standard deviation; constant features become 0
+codes     each feature minus its mean, all over one number, so that they stay in proportion
 counts    gene counts: over the row's total, times the median total, log(1 + x), then standard
 none      as they are
 """
@@ -13,7 +14,7 @@ import numpy as np
 from deepclust_jax.data import arrays
 from deepclust_jax.data.errors import DataError
 
-SCALINGS = ("range", "standard", "counts", "none")
+SCALINGS = ("range", "standard", "codes", "counts", "none")
 FEW_LEVELS = 16  # uint8 pictures up to this value are masks or coarse grey levels, not bytes
 
 
@@ -23,8 +24,11 @@ def fit(x: np.ndarray, scaling: str, *, pictures: bool) -> dict[str, np.ndarray]
         return {}
     if scaling == "range":
         return _fit_range(x, pictures)
-    if scaling == "standard":
-        return moments(lambda: _blocks(x), len(x))
+    if scaling in ("standard", "codes"):
+        found = moments(lambda: _blocks(x), len(x))
+        if scaling == "codes":
+            found["multiplier"] = _one(found["multiplier"])
+        return found
     if x.ndim != 2:
         raise DataError(f"scaling 'counts' expects a table, found shape {x.shape}")
     for block in _blocks(x):
@@ -64,6 +68,13 @@ def moments(blocks: Callable[[], Iterator[np.ndarray]], n: int) -> dict[str, np.
     if not np.isfinite(std).all():
         raise DataError("values too large to be standardised (beyond 1e150); rescale them first")
     return {"mean": mean, "multiplier": 1.0 / np.where(std > 0, std, np.inf)}
+
+
+def _one(multiplier: np.ndarray) -> np.ndarray:
+    """One number in place of a multiplier per feature; the mean variance of those that vary is 1
+    then."""
+    own = multiplier[multiplier > 0]
+    return np.asarray(1.0 / np.sqrt(np.mean(own**-2.0)) if own.size else 0.0)
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:

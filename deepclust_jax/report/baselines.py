@@ -1,6 +1,6 @@
-"""What a method has to beat on the same rows and seeds: k-means on the rows as they are, where
-these are tokens on the TF-IDF features of the texts, and the autoencoder or contrastive features
-that it started from."""
+"""What a method has to beat on the same rows and seeds: k-means on the rows as they are, which may
+be the codes of a run, where these are tokens on the TF-IDF features of the texts, and the
+autoencoder or contrastive features that it started from."""
 
 import contextlib
 
@@ -14,6 +14,7 @@ from deepclust_jax.data import DataError, Dataset, preprocessing
 from deepclust_jax.types import Key
 
 ROWS = "k-means on the rows"
+CODES = "k-means on the codes"
 TEXTS = "k-means on TF-IDF and SVD"
 START = "what it started from"
 
@@ -27,8 +28,9 @@ def labels_of(
     """Clusters under every baseline for keys [S], by its name. -> int [S, n] each."""
     x = dataset.x
     found = {}
-    if dataset.preprocessing.settings.get("scaling") != "tokens":
-        found[ROWS] = kmeans_of_rows(keys, x, n_clusters)
+    scaling = dataset.preprocessing.settings.get("scaling")
+    if scaling != "tokens":
+        found[CODES if scaling == "codes" else ROWS] = kmeans_of_rows(keys, x, n_clusters)
     else:
         with contextlib.suppress(DataError):  # tokens may be all that these texts have
             features = preprocessing.apply(preprocessing.fit(dataset.raw, "text"), dataset.raw)

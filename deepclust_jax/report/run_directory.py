@@ -194,7 +194,7 @@ def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
     """What `--data` names: data by `data.load`, or the codes of a finished run, as a table.
 
     A run brings its own labels, nuisance labels and files, in the order of its rows, and its number
-    of clusters; so does the run of a run. Its scaling "auto" is that of tables.
+    of clusters; so does the run of a run. Its scaling "auto" is "codes" (data/scaling.py).
 
     Raises DataError or ConfigError; the latter also where labels, kind, limit or a second modality
     are given for a run, or it is not finished, or its data are gone.
@@ -248,7 +248,8 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
             f"{options.data.data}, found others; they have changed since"
         )
     k = clusters_of(folder, options)
-    dataset, _ = data.load(path, kind="tabular", scaling=given.scaling)
+    scaling = "codes" if given.scaling == "auto" else given.scaling
+    dataset, _ = data.load(path, kind="tabular", scaling=scaling)
     dataset = dataclasses.replace(dataset, name=folder.resolve().name, n_clusters=k)
     nuisance = before.nuisance
     if given.nuisance is not None and with_nuisance:
