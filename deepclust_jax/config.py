@@ -405,7 +405,7 @@ _OBJECTIVES = {
 }
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
-_MERGED = ("dcn", "n2d", "contrastive")  # which can find the number of clusters
+MERGED = ("dcn", "n2d", "contrastive")  # which can find the number of clusters
 MOST_CLUSTERS = 35  # to merge, where none are given; of DipDECK
 _OF_PRETRAINING = ("pretrain_learning_rate", "metric")
 _SCHEDULE = ("pretrain_epochs", "pretrain_learning_rate", "epochs", "learning_rate", "decay")
@@ -660,9 +660,9 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
             f"expected --augment noise beside --method {' or '.join(_ON_PAIRS)}, found {method}"
         )
     if options.method.merge:
-        if options.method.method not in _MERGED:
+        if options.method.method not in MERGED:
             raise ConfigError(
-                f"expected --method {', '.join(_MERGED)} beside --merge, found {method}"
+                f"expected --method {', '.join(MERGED)} beside --merge, found {method}"
             )
         most = options.data.n_clusters
         most = MOST_CLUSTERS if most is None else most  # never the number of classes

@@ -4,7 +4,8 @@
     python scripts/cluster.py runs/mnist-dcn mnist --labels-out labels.npy
 
 The rows get the preprocessing of the run and the network of the run that was kept; a row that was
-trained on gets the label it had.
+trained on gets the label it had. For the run of a run they are rows as of the first, which go
+through one after the other.
 """
 
 import dataclasses
@@ -25,7 +26,8 @@ class Options:
     """Run directory, written by train_deep_kmeans.py."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """Name of a data set, or path of a file or folder of the kind that the run was trained on."""
+    """Name of a data set, or path of a file or folder of the kind that the run was trained on; of
+    the run of a run, the first."""
 
     partner: str | None = None
     """The same of the second modality, where the run has two."""
@@ -59,71 +61,83 @@ def cluster(options: Options) -> int:
     import jax
     import numpy as np
 
-    from deepclust_jax import config, data, run, train
+    from deepclust_jax import config, run, train
     from deepclust_jax.data import preprocessing
     from deepclust_jax.report import run_directory
 
     if config.run_of(options.data) is not None:
         raise config.ConfigError(
-            f"expected rows to cluster, found the run {options.data}; give its embeddings.npy, or "
-            "of new rows those that cluster.py writes to --embeddings-out for that run"
+            f"expected rows to cluster, found the run {options.data}; give rows like those that "
+            f"the run {options.run} was trained on"
         )
     flags = {"--labels-out": options.labels_out, "--embeddings-out": options.embeddings_out}
     outputs = [path for path in flags.values() if path is not None]
     for flag, path in flags.items():
         if path is not None:
             command.check_output(path, ".npy", flag, overwrite=options.overwrite)
-    table = options.labels_out.with_suffix(".csv") if Path(options.data).is_dir() else None
+    is_folder = Path(options.data).is_dir() or Path(options.partner or options.data).is_dir()
+    table = options.labels_out.with_suffix(".csv") if is_folder else None
     if table is not None:
         command.check_output(table, ".csv", "--labels-out", overwrite=options.overwrite)
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     run.platform()
-    trained = run.restore(options.run)
-    stored = preprocessing.load(options.run)
+    last = run.restore(options.run)
+    before = [Path(given.data) for given in config.lineage(last.options.data)[:-1]]
+    runs = {folder: run.restore(folder) for folder in reversed(before)} | {options.run: last}
+    first, trained = next(iter(runs.items()))
+    dataset, files = rows_for(options, first, trained.options.data.labels)
+    z = labels = None
+    for folder, trained in runs.items():
+        codes = z is not None
+        rows = preprocessing.apply(preprocessing.load(folder), z[0]) if codes else dataset.x
+        if tuple(rows.shape[1:]) != trained.shape:
+            raise config.ConfigError(
+                f"expected rows of shape {trained.shape} as in {folder}, "
+                f"found {tuple(rows.shape[1:])} in {options.data}; give rows of that shape"
+            )
+        kept = jax.tree.map(lambda leaf, s=trained.chosen: leaf[s][None], trained.state)
+        z, labels = train.embed(trained.algorithm, kept, rows)
+    for path, found in zip(outputs, (labels[0], z[0]), strict=False):
+        np.save(path, found)
+    if files:
+        run_directory.write_labels_by_file(table, files, labels[0])
+    sizes = np.bincount(labels[0], minlength=run_directory.clusters_of(options.run, last.options))
+    print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
+    print(f"Labels: {options.labels_out}")
+    return 0
+
+
+def rows_for(options: Options, run: Path, column: str | None):
+    """The rows to cluster, prepared as the first run prepared its own, and the files they are of;
+    `column` had its labels."""
+    from deepclust_jax import config, data
+    from deepclust_jax.data import preprocessing
+    from deepclust_jax.report import run_directory
+
+    stored, limit = preprocessing.load(run), options.limit
 
     def load(labels):
         return data.load(
-            options.data,
-            labels=labels,
-            kind=stored.kind,
-            preprocessing=stored,
-            limit=options.limit,
+            options.data, labels=labels, kind=stored.kind, preprocessing=stored, limit=limit
         )[0]
 
     try:
         dataset = load(options.labels)
     except data.DataError as error:
-        column = trained.options.data.labels
         if options.labels or not column or repr(column) not in str(error):
             raise
         dataset = load(column)  # which the new rows have too
-    second = options.run / run_directory.PARTNER
+    second = run / run_directory.PARTNER
     if second.is_dir() != (options.partner is not None):
         has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
-        raise config.ConfigError(f"the run {options.run} has {has} modalities; {give} --partner")
+        raise config.ConfigError(f"the run {run} has {has} modalities; {give} --partner")
     if options.partner is not None:
         own = preprocessing.load(second)
-        found = data.load(options.partner, kind=own.kind, preprocessing=own, limit=options.limit)
+        found = data.load(options.partner, kind=own.kind, preprocessing=own, limit=limit)
         dataset = data.paired(dataset, found[0])
-    if tuple(dataset.x.shape[1:]) != trained.shape:
-        raise config.ConfigError(
-            f"expected rows of shape {trained.shape} as in {options.run}, "
-            f"found {tuple(dataset.x.shape[1:])} in {options.data}; give rows of that shape"
-        )
-    kept = jax.tree.map(lambda leaf: leaf[trained.chosen][None], trained.state)
-    z, labels = train.embed(trained.algorithm, kept, dataset.x)
-    for path, found in zip(outputs, (labels[0], z[0]), strict=False):
-        np.save(path, found)
-    if table is not None:
-        files = data.row_files(options.data, limit=options.limit)
-        run_directory.write_labels_by_file(table, files, labels[0])
-    sizes = np.bincount(
-        labels[0], minlength=run_directory.clusters_of(options.run, trained.options)
-    )
-    print(f"{len(labels[0])} rows, cluster sizes: {' '.join(map(str, sizes))}")
-    print(f"Labels: {options.labels_out}")
-    return 0
+    files = run_directory.files_of(options.data, options.partner, len(dataset.x), limit=limit)
+    return dataset, files
 
 
 if __name__ == "__main__":

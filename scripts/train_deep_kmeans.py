@@ -99,12 +99,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
 
     loaded = run_directory.load(options.data)
     dataset, labels = loaded.dataset, loaded.labels
-    if options.method.augment in ("affine", "photo") and dataset.kind != "image":
-        raise config.ConfigError(
-            f"--augment {options.method.augment} needs images, found {dataset.kind} data"
-        )
-    if options.method.augment == "speech" and dataset.kind != "audio":
-        raise config.ConfigError(f"--augment speech needs sounds, found {dataset.kind} data")
+    check_kind(options, dataset)
     made = run_directory.made_for(options.data, dataset)
     rows = rows_to_train(options, dataset, made)
     options = with_parts(config.resolve(given, rows.shape[0]), dataset)
@@ -146,18 +141,36 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     return 0
 
 
+def check_kind(options: config.Options, dataset) -> None:
+    """Raise ConfigError for data of another kind than a method or its changes are for."""
+    method, augment = options.method.method, options.method.augment
+    for flag, value, is_of, kind in (
+        ("--method", method, ("rotation", "mmdc", "deep_cluster"), "image"),
+        ("--augment", augment, ("affine", "photo"), "image"),
+        ("--augment", augment, ("speech",), "audio"),
+    ):
+        if value in is_of and dataset.kind != kind:
+            needs = {"image": "images", "audio": "sounds"}[kind]
+            raise config.ConfigError(f"{flag} {value} needs {needs}, found {dataset.kind} data")
+
+
 def facts(options: config.Options, dataset, labels) -> str:
     """One line on what is clustered, how and on what, so that a wrong guess is seen at once."""
     import jax
 
-    shape = " x ".join(map(str, dataset.x.shape))
-    scaling = dataset.preprocessing.settings.get("scaling", "own features")
+    named, shape = options.data.data, " x ".join(map(str, dataset.x.shape))
+    own = [dataset.preprocessing] + [dataset.partner] * (dataset.partner is not None)
+    kinds = " and ".join(
+        f"{one.kind}, scaling {one.settings.get('scaling', 'own features')}" for one in own
+    )
+    if dataset.partner is not None:
+        named = f"{named} and {options.data.partner}"
     scored = "no labels" if labels is None else f"{len(set(labels.tolist()))} classes for scores"
     device = jax.devices()[0].device_kind  # the one that trains
     k = f"k {'<=' if options.method.merge else '='} {options.data.n_clusters}"
     seeds = "1 seed" if options.run.seeds == 1 else f"{options.run.seeds} seeds"
     return (
-        f"{options.data.data}: {shape} ({dataset.kind}, scaling {scaling}, {scored}); "
+        f"{named}: {shape} ({kinds}, {scored}); "
         f"{options.method.method}, {k}, {seeds}; "
         f"jax {jax.__version__}, {device}"
     )
@@ -227,10 +240,10 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
     if options.method.merge:
         k = max(count_distinct(rows, k), 2)
     if k is None:
-        raise config.ConfigError(
-            f"--n-clusters is needed for {options.data.data}; give it, or let --merge find it, "
-            "beside --method n2d or dcn"
-        )
+        merge = ""
+        if options.method.method in config.MERGED:
+            merge = ", or let --merge find it"
+        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it{merge}")
     if n < 2:
         raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
     if not 2 <= k <= n:

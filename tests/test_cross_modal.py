@@ -12,6 +12,7 @@ from test_scripts import CLUSTER, TRAIN, done, refused, report_of
 from deepclust_jax import augment, config, data, run, train
 from deepclust_jax.algorithms import cross_modal
 from deepclust_jax.data import named, preprocessing
+from deepclust_jax.report import run_directory
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -137,6 +138,8 @@ def test_a_run_of_two_files(run_of_pairs, files):
     out, printed = run_of_pairs
     report = report_of(out)
     assert report["options"]["parts"] == ["16", "6"] and report["data"]["shape"] == [120, 22]
+    assert f"{files / 'one.npy'} and {files / 'other.npy'}: 120 x 22 (tabular, " in printed
+    assert "scaling standard and tabular, scaling standard, 3 classes for scores" in printed
     assert "modality 1 (16) alone: accuracy" in printed
     assert "modality 2 (6) alone: accuracy" in printed
     z = np.load(out / "embeddings.npy")
@@ -234,6 +237,29 @@ def test_changes_of_modalities_are_of_this_method_alone():
     options = config.Options(method=config.Method(method="dcn", augment="each"))
     with pytest.raises(config.ConfigError, match="--augment each beside --method cross_modal"):
         config.resolve(options)
+
+
+def test_files_of_a_pair_have_one_name(tmp_path):
+    """Trap: folders that are paired by the order of their files, where one has a file more in the
+    beginning and one less in the end."""
+    names = {"pictures": ("cat/1.png", "cat/2.png", "dog/a.b.png"), "sounds": ("1.wav", "2.wav")}
+    for folder, files in names.items():
+        for file in files:
+            (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / file).touch()
+    pictures, sounds = str(tmp_path / "pictures"), str(tmp_path / "sounds")
+    (tmp_path / "sounds" / "a.b.wav").touch()
+    found = run_directory.files_of(pictures, sounds, 3)
+    assert found == {"file": names["pictures"], "partner": ("1.wav", "2.wav", "a.b.wav")}
+    run_directory.write_labels_by_file(tmp_path / "l.csv", found, np.array([0, 1, 0]))
+    lines = (tmp_path / "l.csv").read_text().splitlines()
+    assert lines[:2] == ["file,partner,cluster", "cat/1.png,1.wav,0"]
+    assert run_directory.files_of("digits", sounds, 3).keys() == {"partner"}
+    (tmp_path / "sounds" / "2.wav").rename(tmp_path / "sounds" / "3.wav")
+    with pytest.raises(data.DataError, match="one name, found cat/2.png and 3.wav as row 1; name"):
+        run_directory.files_of(pictures, sounds, 3)
+    with pytest.raises(data.DataError, match="changed while it was read"):
+        run_directory.files_of("digits", sounds, 4)
 
 
 def test_paired_rows_are_those_of_both(files):

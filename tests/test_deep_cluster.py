@@ -161,7 +161,9 @@ def test_a_run_reports_its_classes_and_a_collapse_and_is_restored(tmp_path):
     assert len(found["used"]["values"]) == 2 and 0.3 < found["used"]["mean"] <= 1
     used, agreement = (f"{100 * found[name]['mean']:.1f} ± " for name in ("used", "agreement"))
     assert f"classes in use [%]: {used}" in printed
-    assert f"agreement with those before [%]: {agreement}" in printed and "collapsed" not in printed
+    assert (
+        f"agreement with those before [%]: {agreement}" in printed and "few classes" not in printed
+    )
 
 
 @pytest.mark.parametrize(

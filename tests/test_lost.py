@@ -42,7 +42,7 @@ def test_a_loss_that_is_not_finite_is_told_from_its_epoch_on():
 
 
 def test_one_cluster_is_a_collapse_unless_there_may_be_one():
-    assert told(lost.of_any(Z, LABELS, {})) == {1: ("collapsed", None, None)}
+    assert told(lost.of_any(Z, LABELS, {})) == {1: ("one cluster", None, None)}
     assert told(lost.of_any(Z, LABELS, {}, may_be_one=True)) == {}
 
 
@@ -58,7 +58,7 @@ def test_codes_that_are_not_finite_have_diverged():
 def test_few_classes_are_fewer_than_half_of_the_clusters():
     """Of 40 classes and 4 clusters: a tenth in use is a class for each cluster."""
     used, logged = np.array([0.1, 0.049, 0.051]), np.array([[0.5] * 3, [0.1, 0.04, 0.1]])
-    assert told(lost.of_classes(used, logged, 40, 4)) == {1: ("collapsed", "train", 2)}
+    assert told(lost.of_classes(used, logged, 40, 4)) == {1: ("few classes", "train", 2)}
 
 
 def test_worked_measures_of_games():
@@ -156,6 +156,6 @@ def test_few_classes_in_use_are_a_collapse_that_is_set_aside(tmp_path, monkeypat
     args = ["--method", "deep_cluster", "--epochs", "2", "--seeds", "2"]
     printed = done(TRAIN, *SMALL, *args, "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["lost"] == [{"run": 0, "reason": "collapsed", "phase": "train", "epoch": 2}]
+    assert report["lost"] == [{"run": 0, "reason": "few classes", "phase": "train", "epoch": 2}]
     assert report["chosen"]["run"] == 1 and report["objective"]["values"][0] is not None
-    assert "few classes have most rows: runs 0 (from epoch 2 of train on)" in printed
+    assert "of the clusters, have most rows: runs 0 (from epoch 2 of train on)" in printed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from deepclust_jax import config, metrics, run, train
 from deepclust_jax.algorithms import mmdc
+from deepclust_jax.report import pretext
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -101,6 +103,21 @@ def test_the_loss_is_what_it_says():
         hits.append(p.argmax(axis=1) == turn)
     np.testing.assert_allclose(of(2.0)[0] - value, 2.0 * np.mean(costs), rtol=1e-4)
     np.testing.assert_allclose(terms["rotation_accuracy"], np.mean(hits), rtol=1e-6)
+    np.testing.assert_allclose(mmdc.accuracy(state, x, nets), np.mean(hits, axis=0), rtol=1e-6)
+
+
+def test_turns_found_are_reported_by_class():
+    args = ["--n-clusters", "3", "--method", "mmdc", "--hidden", "4", "--embed-dim", "5"]
+    options = config.resolve(config.parse([*args, "--held-out", "8", "--seeds", "2"]))
+    x = np.random.default_rng(0).random((20, 6, 6, 1), np.float32)
+    algorithm = run.phases(options, (12, 6, 6, 1))[-1].algorithm
+    states = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
+    nets = mmdc.build_nets(mmdc.Config(hidden=(4,), embed_dim=5), x.shape[1:])
+    wanted = jax.vmap(lambda state: mmdc.accuracy(state, x[12:], nets))(states)
+    found = pretext.of_turns(options, x, types.SimpleNamespace(state=states), np.arange(20) % 2)
+    assert found["rows"] == "rows held out" and found["blocks"] == []
+    np.testing.assert_allclose(found["accuracy"]["values"], wanted.mean(axis=1), rtol=1e-6)
+    assert found["by_class"]["1"] == pytest.approx(float(wanted[:, 1::2].mean()))
 
 
 def test_turns_come_first_and_alone():

@@ -504,7 +504,8 @@ def test_names_and_texts_that_are_hard_to_write(tmp_path):
     figures.sample_texts(tmp_path / "t.md", ["a \ud83d", "b"], labels, np.zeros(2))
     assert "\\ud83d" in (tmp_path / "t.md").read_text()
     name = b"f\xe9.png"
-    run_directory.write_labels_by_file(tmp_path / "l.csv", (os.fsdecode(name), "b"), labels)
+    files = {"file": (os.fsdecode(name), "b")}
+    run_directory.write_labels_by_file(tmp_path / "l.csv", files, labels)
     assert (tmp_path / "l.csv").read_bytes() == b"file,cluster\r\n" + name + b",0\r\nb,1\r\n"
 
 

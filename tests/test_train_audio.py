@@ -2,6 +2,8 @@
 
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -9,6 +11,8 @@ from test_scripts import ROOT, TRAIN, done, refused, report_of, script
 from test_speech import RATE, word
 
 from deepclust_jax import config, data, metrics, run
+from deepclust_jax.algorithms import next_frame
+from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 AUDIO = script("train_audio")
@@ -53,6 +57,26 @@ def test_clusters_are_scored_against_words_and_against_speakers(run_of_sounds, s
     )
     assert report["data"]["shape"] == [24, 20, 12, 1]
     assert report["options"]["scaling"] == "speech"
+
+
+def test_what_is_told_of_sounds_is_reported_beside_what_needs_no_learning(run_of_sounds, sounds):
+    out, printed = run_of_sounds
+    found, x = report_of(out)["pretext"], data.load(sounds[0], scaling="speech")[0].x[..., 0]
+    assert found["rows"] == "rows trained on" and len(found["distance"]["values"]) == 2
+    clips = [clip[: np.flatnonzero(clip.any(axis=1))[-1] + 1] for clip in x]
+    same = [np.abs(clip[5:] - clip[:-5]).mean() for clip in clips]
+    assert found["same"] == pytest.approx(np.mean(same), rel=1e-5)
+    assert found["mean"] == pytest.approx(np.mean([np.abs(c[5:]).mean() for c in clips]), rel=1e-5)
+    kept = run.restore(out)
+    own = next_frame.Config(hidden=(8,), embed_dim=4)
+    nets = next_frame.build_nets(own, kept.shape)
+    for s, value in enumerate(found["distance"]["values"]):
+        state = jax.tree.map(lambda leaf, s=s: leaf[s], kept.state)
+        batch = Batch(jnp.asarray(x[..., None]), jnp.arange(24), jnp.ones(24))
+        loss = next_frame.loss(state.params, state, batch, jax.random.key(0), nets=nets, config=own)
+        assert value == pytest.approx(float(loss[0]), rel=1e-4)
+    shown = f"distance from frames told 5 ahead, rows trained on: {found['distance']['mean']:#.4g}"
+    assert shown in printed and "nothing is learnt yet" in printed
 
 
 def test_nuisance_labels_are_for_scores_alone(run_of_sounds, sounds, tmp_path):

@@ -122,7 +122,8 @@ def test_rows_that_do_not_turn_into_themselves_are_refused(shape, tmp_path):
     kind = "image" if len(shape) == 4 else "tabular"
     args = ["--data", tmp_path / "rows.npy", "--kind", kind, "--n-clusters", "3"]
     found = refused(TRAIN, "--method", "rotation", *args, "--out", tmp_path / "run")
-    assert "--method rotation needs square images [h, h, c]" in found
+    wanted = "square images [h, h, c]" if kind == "image" else "images, found tabular data"
+    assert f"--method rotation needs {wanted}" in found
 
 
 def test_rows_that_stay_on_disk_cannot_be_held_out():

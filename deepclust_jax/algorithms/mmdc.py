@@ -127,6 +127,12 @@ def loss(
     return begun + config.weight * cost, {"distance": distance, "rotation_accuracy": found}
 
 
+def accuracy(state: State, x: Array, nets: Nets) -> Array:
+    """Share of the four turns of each image that are found. [n, h, h, c] -> [n], 0 to 1."""
+    own = {"encoder": state.params["encoder"], "head": state.params["turns"]}
+    return rotation.accuracy(state.replace(params=own), x, nets._replace(head=nets.turns))
+
+
 def build(
     config: Config,
     shape: tuple[int, ...],

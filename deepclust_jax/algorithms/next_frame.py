@@ -112,15 +112,25 @@ def loss(
     in time.
     """
     del state, key
-    params, ahead = params["encoder"], config.ahead
-    x = in_order(batch.x)
-    told = nets.frames.told(params, nets.frames.states(params, x[:, :-ahead]))
-    # Frames that are told: a change may hide the last ones, and the clip ends where it did.
-    count = jnp.maximum(length(in_order(augmentation.clean(batch))) - ahead, 0)
-    off = jnp.mean(jnp.abs(told - x[:, ahead:]), axis=2)
-    off = jnp.where(jnp.arange(off.shape[1])[None, :] < count[:, None], off, 0.0)
-    off = jnp.sum(off, axis=1) / jnp.maximum(count, 1)
+    told = told_frames(params["encoder"], batch.x, nets, config)
+    # A change may hide the last frames, and the clip ends where it did.
+    off, count = distances(told, batch.x, length(in_order(augmentation.clean(batch))))
     return losses.masked_mean(off, batch.mask * (count > 0)), {}
+
+
+def told_frames(params: Params, x: Array, nets: Nets, config: Config) -> Array:
+    """What the network says the frames from `ahead` on are. [b, t, ...] -> [b, t - ahead, c]."""
+    return nets.frames.told(params, nets.frames.states(params, in_order(x)[:, : -config.ahead]))
+
+
+def distances(told: Array, x: Array, length: Array) -> tuple[Array, Array]:
+    """Mean distance of the numbers of each clip from what was told of its last t - a frames, and
+    how many of these there are before it ends. [b, t - a, c], [b, t, ...], int [b] -> [b], [b]."""
+    ahead = x.shape[1] - told.shape[1]
+    count = jnp.maximum(length - ahead, 0)
+    off = jnp.mean(jnp.abs(told - in_order(x)[:, ahead:]), axis=2)
+    off = jnp.where(jnp.arange(off.shape[1])[None, :] < count[:, None], off, 0.0)
+    return jnp.sum(off, axis=1) / jnp.maximum(count, 1), count
 
 
 def build(

@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,22 @@ def paired(one: Dataset, other: Dataset) -> Dataset:
     checksum = hashlib.sha256((one.checksum + other.checksum).encode()).hexdigest()
     parts = tuple(tuple(a.x.shape[1:]) for a in (one, other))
     return replace(one, x=x, checksum=checksum, parts=parts, partner=other.preprocessing)
+
+
+def check_names(files: Sequence[str], others: Sequence[str]) -> None:
+    """Raise DataError for the files of two folders, as of `row_files`, where the two of a row have
+    other names, but for their types; folders that one of them lacks do not count.
+
+    Either may be empty: not of a folder.
+    """
+    for row, (file, other) in enumerate(zip(files, others, strict=False)):
+        one, two = (PurePosixPath(path).with_suffix("").parts for path in (file, other))
+        shared = min(len(one), len(two))
+        if one[-shared:] != two[-shared:]:
+            raise DataError(
+                f"expected the files of a pair to have one name, found {file} and {other} as row "
+                f"{row}; name them alike"
+            )
 
 
 def nuisance(

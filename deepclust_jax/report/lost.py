@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-REASONS = ("diverged", "collapsed", "narrow")  # of several the first counts
+# Of several the first counts.
+REASONS = ("diverged", "collapsed", "one cluster", "few classes", "narrow")
 
 
 class Lost(NamedTuple):
@@ -37,14 +38,14 @@ def of_any(
     found.append(Lost("diverged", diverged))
     if not may_be_one:
         one = np.array([len(np.unique(labels)) == 1 for labels in labels_all])
-        found.append(Lost("collapsed", one))
+        found.append(Lost("one cluster", one))
     return found
 
 
 def of_classes(used: np.ndarray, logged: np.ndarray, n_classes: int, n_clusters: int) -> list[Lost]:
     """By deep_cluster: fewer classes in use than half of the clusters. Shares [S], [epochs, S]."""
     least = 0.5 * n_clusters / n_classes
-    return [Lost("collapsed", used < least, logged < least)]
+    return [Lost("few classes", used < least, logged < least)]
 
 
 def of_game(

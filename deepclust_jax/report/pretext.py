@@ -9,28 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from deepclust_jax import config, metrics, run, train
-from deepclust_jax.algorithms import deep_cluster, next_token, rotation
+from deepclust_jax.algorithms import deep_cluster, next_frame, next_token
 from deepclust_jax.clustering import kmeans, neighbors
 from deepclust_jax.data import Dataset, tokens
 from deepclust_jax.metrics import classifier
 from deepclust_jax.report import scores
 
-_BLOCK, _DOCUMENTS = 4096, 128  # images and documents at a time
+_BLOCK, _DOCUMENTS, _CLIPS = 4096, 128, 1024  # images, documents and clips at a time
 
 
-def of_rotation(
+def of_turns(
     options: config.Options, x: Any, trained: run.Trained, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """How often each run finds how an image was turned, and the clusters of every block.
+    """By rotation and mmdc: how often each run finds how an image was turned, and the clusters of
+    every block of rotation.
 
     Of rows held out of training, where there are some; else of those trained on. `alike` is the
     share of images of which no run finds more than half of the turns, as of those that look alike
     when they are turned; where there are labels, the turns found by class show which.
     """
-    nets = rotation.build_nets(rotation.Config(hidden=options.network.hidden), x.shape[1:])
-    held_out = options.data.held_out
-    rows = x[-held_out:] if held_out else x
-    found = jax.jit(lambda state, x: rotation.accuracy(state, x, nets))
+    module, network = run.METHODS[options.method.method], options.network
+    own = module.Config(hidden=tuple(network.hidden), embed_dim=network.embed_dim)
+    nets = module.build_nets(own, x.shape[1:])
+    rows, which = _told(options, x)
+    found = jax.jit(lambda state, x: module.accuracy(state, x, nets))
 
     def of_run(s):
         state = jax.tree.map(lambda leaf: leaf[s], trained.state)
@@ -38,15 +40,16 @@ def of_rotation(
 
     by_image = np.stack([of_run(s) for s in range(len(trained.state.step))])
     report: dict[str, Any] = {
-        "rows": "rows held out" if held_out else "rows trained on",
+        "rows": which,
         "accuracy": scores.summary(by_image.mean(axis=1)),
         "alike": float(np.mean(by_image.max(axis=0) <= 0.5)),
         "blocks": [],
     }
     if labels is not None:
-        own = labels[-held_out:] if held_out else labels
-        mean = by_image.mean(axis=0)
+        own, mean = labels[-len(rows) :], by_image.mean(axis=0)
         report["by_class"] = {str(c): float(mean[own == c].mean()) for c in np.unique(own)}
+    if options.method.method == "mmdc":
+        return report
     chosen = np.asarray(trained.state.block)
     for block in range(len(options.network.hidden)):
         entry: dict[str, Any] = {"chosen": int((chosen == block).sum())}
@@ -56,6 +59,13 @@ def of_rotation(
             entry["external"] = scores.external(clusters, labels)
         report["blocks"].append(entry)
     return report
+
+
+def _told(options: config.Options, x: Any) -> tuple[Any, str]:
+    """The rows by which a pretext task is judged, those held out where there are some, and what
+    they are."""
+    held_out = options.data.held_out
+    return (x[-held_out:], "rows held out") if held_out else (x, "rows trained on")
 
 
 def _in_blocks(function: Callable[[jax.Array], Any], rows: np.ndarray, size: int) -> Any:
@@ -305,8 +315,8 @@ def of_next_token(
     cannot be compared. NaN where all documents are empty.
     """
     x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
-    nets, held_out = _reader(options, x.shape[1:]), options.data.held_out
-    rows = x[-held_out:] if held_out else x
+    nets = _reader(options, x.shape[1:])
+    rows, which = _told(options, x)
     told = jax.jit(lambda params, x: next_token.told(params, x, nets.language))
 
     def of_run(s):
@@ -317,9 +327,45 @@ def of_next_token(
     perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
     return {
         "texts": len(x),
-        "rows": "rows held out" if held_out else "rows trained on",
+        "rows": which,
         "perplexity": scores.summary(perplexities),
-        "by_frequency": _by_frequency(x[:-held_out] if held_out else x, rows, vocabulary),
+        "by_frequency": _by_frequency(x[: len(x) - options.data.held_out], rows, vocabulary),
+    }
+
+
+def of_next_frame(options: config.Options, x: Any, trained: run.Trained) -> dict[str, Any]:
+    """Mean distance of frames from what each run says of them `ahead` frames before, and from what
+    would be said without learning: the frame that is heard then, and the mean of all, which is 0
+    of scaled sounds. NaN where all clips are too short."""
+    network = options.network
+    own = next_frame.Config(network=network.network, hidden=tuple(network.hidden))
+    nets = next_frame.build_nets(own, x.shape[1:])
+    rows, which = _told(options, x)
+
+    @jax.jit
+    def off(params, x):
+        x = next_frame.in_order(x)
+        told = next_frame.told_frames(params, x, nets, own)
+        return {
+            name: next_frame.distances(said, x, next_frame.length(x))
+            for name, said in (("told", told), ("same", x[:, : -own.ahead]), ("mean", 0.0 * told))
+        }
+
+    def of_run(s):
+        params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
+        found = _in_blocks(lambda x: off(params, x), rows, _CLIPS)
+        return {
+            name: values[count > 0].mean() if count.any() else np.nan
+            for name, (values, count) in found.items()
+        }
+
+    by_run = [of_run(s) for s in range(len(trained.state.step))]
+    return {
+        "ahead": own.ahead,
+        "rows": which,
+        "distance": scores.summary(np.array([found["told"] for found in by_run])),
+        "same": float(by_run[0]["same"]),
+        "mean": float(by_run[0]["mean"]),
     }
 
 

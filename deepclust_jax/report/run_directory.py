@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
     dataset: Dataset
     labels: np.ndarray | None  # [n] int64, the true classes
     nuisance: np.ndarray | None  # [n] int64, labels that clusters should not follow
-    files: tuple[str, ...]  # of the rows of a folder, see `data.row_files`
+    files: dict[str, tuple[str, ...]]  # of the rows of folders: `files_of`
     shown: Dataset  # the rows as they were read, which the codes of a run are of
 
 
@@ -103,8 +103,10 @@ def write(
             }
     if nuisance is not None:
         report["nuisance"] = scores.external(labels_all, nuisance)
-    if options.method.method == "rotation":
-        report["pretext"] = pretext.of_rotation(options, dataset.x, trained, labels)
+    if options.method.method in ("rotation", "mmdc"):
+        report["pretext"] = pretext.of_turns(options, dataset.x, trained, labels)
+    if options.method.method == "next_frame":
+        report["pretext"] = pretext.of_next_frame(options, dataset.x, trained)
     if options.method.method == "deep_cluster":
         report["pretext"] = played
     if options.method.method == "cross_modal" and labels is not None:
@@ -219,9 +221,7 @@ def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
                 f"{given.partner}; remove it there"
             )
         dataset = data.paired(dataset, other)
-    files = data.row_files(given.data, limit=given.limit)
-    if files and len(files) != len(dataset.x):
-        raise data.DataError(f"{given.data} changed while it was read; run again")
+    files = files_of(given.data, given.partner, len(dataset.x), limit=given.limit)
     nuisance = None
     if with_nuisance:
         nuisance = data.nuisance(given.data, dataset.whole, file=given.nuisance, limit=given.limit)
@@ -339,13 +339,33 @@ def rows_of(
     return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
 
 
-def write_labels_by_file(path: Path, files: Sequence[str], labels: np.ndarray) -> None:
-    """Table of the clusters of a folder's files: one line per row, its path and its cluster."""
+def files_of(
+    source: str, partner: str | None, n_rows: int, *, limit: int | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Paths of the rows inside the folders that data and their second modality are, by the name of
+    a column: `file`, `partner`; empty where neither is a folder.
+
+    Raises DataError where the files of a pair have other names, or are no longer as many as rows.
+    """
+    sources = {"file": source} | ({} if partner is None else {"partner": partner})
+    found = {name: data.row_files(own, limit=limit) for name, own in sources.items()}
+    for name, files in found.items():
+        if files and len(files) != n_rows:
+            raise data.DataError(f"{sources[name]} changed while it was read; run again")
+    data.check_names(found["file"], found.get("partner", ()))
+    return {name: files for name, files in found.items() if files}
+
+
+def write_labels_by_file(
+    path: Path, files: Mapping[str, Sequence[str]], labels: np.ndarray
+) -> None:
+    """Table of the clusters of folders' files, as of `files_of`: one line per row, with its paths
+    and its cluster."""
     # surrogateescape: names that are no UTF-8 are written as the bytes they are
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = csv.writer(file)
-        table.writerow(("file", "cluster"))
-        table.writerows(zip(files, labels.tolist(), strict=True))
+        table.writerow((*files, "cluster"))
+        table.writerows(zip(*files.values(), labels.tolist(), strict=True))
 
 
 def cluster_means(z: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:

@@ -10,8 +10,9 @@ FIRST = ("accuracy", "nmi", "ari")  # as papers print them; the other scores fol
 LOST = {  # what the reasons of lost.py mean
     "diverged": "diverged, steps or codes were not finite or made rows lie far beyond real ones; "
     "lower --learning-rate, or that of the pretraining",
-    "collapsed": "collapsed, made rows are all alike, all rows are in one cluster or few classes "
-    "have most rows",
+    "collapsed": "collapsed, made rows are all alike; lower --learning-rate, or raise --penalty",
+    "one cluster": "one cluster has all rows; lower --learning-rate, or that of the pretraining",
+    "few classes": "few classes, fewer than half of the clusters, have most rows",
     "narrow": "narrow, made rows are in half of the clusters of real ones or fewer; train longer, "
     "or raise --penalty",
 }
@@ -95,11 +96,21 @@ def _some(by_epoch: Mapping[str, Any], most: int = 5) -> list[tuple[str, Any]]:
 
 
 def _pretext(found: Mapping[str, Any] | None) -> list[str]:
-    """What each modality says alone, how well texts are told, what became of the classes of
-    deep_cluster, how made rows compare with real ones, or how well turns are told, in all and by
+    """What each modality says alone, how well texts or sounds are told, what became of the classes
+    of deep_cluster, how made rows compare with real ones, or how well turns are told, in all and by
     class, and the clusters of every block."""
     if found is None:
         return []
+    if "ahead" in found:
+        own = _row("", found["distance"], [], _number)[1]
+        same, mean = (_number(found[name]) for name in ("same", "mean"))
+        lines = [
+            f"distance from frames told {found['ahead']} ahead, {found['rows']}: {own}; from the "
+            f"one heard then {same}, from the mean of all {mean}"
+        ]
+        if not found["distance"]["mean"] < 0.95 * min(found["same"], found["mean"]):
+            lines.append("That is hardly less: nothing is learnt yet; train longer.")
+        return lines
     if "modalities" in found:
         return [
             f"modality {i} ({one['shape']}) alone: {_first(one['external'], ' %')}"
