@@ -123,6 +123,7 @@ def run_cells(name: str, n: int, front_end: str, seeds: int) -> bool:
         there = file.exists() and json.loads(file.read_text())["recipe"]
         if there and reproduce.is_same(there, wanted):
             continue
+        print(f"{name} {front_end} {n} rows seed {seed}: training", flush=True)
         begin = time.perf_counter()
         try:
             score = cluster(dataset, labels, front_end, seed)

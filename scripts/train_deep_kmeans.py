@@ -120,19 +120,22 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     resume = done if options.run.resume else None
     log_file = logs.open_log(folder, resume=resume)
     try:
-        with noted_stop() as stopped, log_file as log, progress() as report_epoch:
+        with noted_stop() as stopped:
+            with log_file as log, progress() as report_epoch:
 
-            def on_epoch(phase, epoch, epochs, metrics):
-                if stopped:
-                    raise KeyboardInterrupt
-                log.epoch(phase, epoch - 1, metrics)
-                report_epoch(phase, epoch, epochs, metrics)
+                def on_epoch(phase, epoch, epochs, metrics):
+                    if stopped:
+                        raise KeyboardInterrupt
+                    log.epoch(phase, epoch - 1, metrics)
+                    report_epoch(phase, epoch, epochs, metrics)
 
-            store = folder / "checkpoint"
-            watch = film.watcher(folder, options, dataset.x, dataset.kind)
-            trained = run.execute(options, rows, folder=store, on_epoch=on_epoch, on_state=watch)
-        with status(f"writing the report to {folder}"):
-            report = run_directory.write(folder, options, trained, loaded)
+                store = folder / "checkpoint"
+                watch = film.watcher(folder, options, dataset.x, dataset.kind)
+                trained = run.execute(
+                    options, rows, folder=store, on_epoch=on_epoch, on_state=watch
+                )
+            with status(f"writing the report to {folder}"):
+                report = run_directory.write(folder, options, trained, loaded)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {folder}", file=sys.stderr)
         return command.INTERRUPTED

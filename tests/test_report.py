@@ -530,12 +530,18 @@ def test_sample_texts(tmp_path):
 
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
-def test_training_curves(tmp_path, n_seeds):
+def test_training_curves(tmp_path, n_seeds, monkeypatch):
+    plotted, save = [], figures._save
+    monkeypatch.setattr(
+        figures, "_save", lambda figure, path: (plotted.append(figure), save(figure, path))
+    )
     values = RNG.random((12, n_seeds))
     values[9:, 0] = np.nan  # a diverged seed
     terms = {f"term{i}": values for i in range(4)} | {"never": np.full((12, n_seeds), np.nan)}
     figures.training_curves(tmp_path / "curves.png", {"pretrain": terms, "cluster": {"x": values}})
     assert_png(tmp_path / "curves.png")
+    drawn = plotted[0].axes[0].lines[0].get_xdata()
+    np.testing.assert_array_equal(drawn, np.arange(1, 10))  # epochs from 1, as in the terminal
     with pytest.raises(ValueError, match="found none"):
         figures.training_curves(tmp_path / "curves.png", {})
 

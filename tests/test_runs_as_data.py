@@ -114,6 +114,9 @@ def test_a_run_that_is_not_finished_or_whose_data_changed_is_refused(first, tmp_
     (copy / "embeddings.npy").unlink()
     assert "expected a finished run" in refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
     shutil.copy(first / "embeddings.npy", copy)
+    (copy / "report.json").rename(tmp_path / "report.json")  # it was stopped while it was scored
+    assert "found no report.json" in refused(TRAIN, "--data", copy, "--out", tmp_path / "no")
+    (tmp_path / "report.json").rename(copy / "report.json")
     values = json.loads((copy / "config.json").read_text()) | {"limit": 60, "nuisance": None}
     (copy / "config.json").write_text(json.dumps(values))
     found = refused(TRAIN, "--data", copy, "--out", tmp_path / "no")

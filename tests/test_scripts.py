@@ -388,6 +388,15 @@ def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(
     assert signal.getsignal(number) is before
 
 
+def test_a_stop_while_the_report_is_written_says_how_to_go_on(tmp_path, monkeypatch):
+    """Trap: a scheduler's SIGTERM then ended the script without a word."""
+    monkeypatch.setattr(run_directory, "write", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
+    args = ["--data", "digits", "--limit", "60", "--method", "autoencoder", "--epochs", "1"]
+    args += ["--seeds", "1", "--hidden", "8", "--embed-dim", "3"]
+    stopped = call(TRAIN, *args, "--out", tmp_path / "out")
+    assert stopped.code == 130 and "go on with --resume --out" in stopped.err
+
+
 def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:

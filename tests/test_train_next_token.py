@@ -54,6 +54,7 @@ def test_perplexity_words_and_written_texts_are_reported(run_of_texts, texts):
     found["perplexity"]["mean"] = (0.5 if not has_learnt else 2.0) * found["by_frequency"]
     assert any("below counting" in line for line in tables._pretext(found)) == has_learnt
     assert report["baselines"][0]["name"] == baselines.TEXTS and baselines.TEXTS in printed
+    assert "Few texts" not in printed  # which the table shows
     assert len(report["words"]) == len(report["cluster_sizes"])
     samples = (out / "samples.md").read_text()
     sizes = report["cluster_sizes"]

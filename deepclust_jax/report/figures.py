@@ -246,7 +246,8 @@ def training_curves(
 ) -> None:
     """Write one panel per phase and metric of `logs.read_metrics`: mean and ± std over seeds.
 
-    An epoch in which a seed is not finite is left out, so a curve that ends early has diverged.
+    Epochs count from 1, as in the terminal. One in which a seed is not finite is left out, so a
+    curve that ends early has diverged.
     """
     panels = [(phase, name) for phase, terms in metrics.items() for name in terms]
     if not panels:
@@ -260,8 +261,8 @@ def training_curves(
         axes.set_visible(False)
     for axes, (phase, name) in zip(grid.flat, shown, strict=False):
         values = np.asarray(metrics[phase][name], np.float64)
-        epochs = np.flatnonzero(np.isfinite(values).all(axis=1))
-        values = values[epochs]
+        there = np.isfinite(values).all(axis=1)
+        values, epochs = values[there], 1 + np.flatnonzero(there)
         mean, mark = values.mean(axis=1), "." if len(epochs) <= 30 else ""
         axes.plot(epochs, mean, color=COLOURS[0], lw=1.5, marker=mark)
         if values.shape[1] > 1:

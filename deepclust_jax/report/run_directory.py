@@ -303,10 +303,12 @@ def made_count(folder: Path) -> int:
 
 
 def _read_array(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise config.ConfigError(
-            f"expected a finished run in {path.parent}, found no {path.name}; train it first"
-        )
+    for file in (path, path.parent / "report.json"):  # the last that is written
+        if not file.is_file():
+            raise config.ConfigError(
+                f"expected a finished run in {path.parent}, found no {file.name}; train it to the "
+                "end, by --resume if it began"
+            )
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # often only its length is wanted
     except (ValueError, EOFError):

@@ -124,7 +124,8 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         for name, agreement in found.get("agreement", {}).items():
             shown = _row("", agreement, [], _percent)[1]
             lines.append(f"agreement with {name} [% ARI]: {shown}")
-        if found["texts"] < FEW_TEXTS:
+        # With labels the table has it.
+        if "agreement" in found and found["texts"] < FEW_TEXTS:
             lines.append(
                 "Few texts: of 2,225, BBC news, k-means on TF-IDF is better; compare with "
                 "scripts/cluster_embedding.py on the texts."
