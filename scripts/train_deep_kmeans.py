@@ -29,7 +29,8 @@ OF_A_RUN = {
     "report.json", "labels.npy", "labels_all.npy", "labels_vote.npy", "labels.csv",
     "embeddings.npy", "centroids.npy", "preprocessing.json", "preprocessing.npz", "partner",
     config.MADE, "cluster_sizes.png",
-    "confusion.png", "embedding_map.png", "samples.png", "samples.md", "training.png",
+    "confusion.png", "embedding_map.png", "samples.png", "samples.md",
+    "samples.html", "samples", "training.png",
     "made.npy", "made.png", "walk.png", "film.gif", "frames",
     "made.jsonl",
 }  # fmt: skip

@@ -79,6 +79,23 @@ def test_what_is_told_of_sounds_is_reported_beside_what_needs_no_learning(run_of
     assert shown in printed and "nothing is learnt yet" in printed
 
 
+def test_clips_of_each_cluster_can_be_heard(run_of_sounds, sounds):
+    out, labels = run_of_sounds[0], np.load(run_of_sounds[0] / "labels.npy")
+    page = (out / "samples.html").read_text()
+    raw = data.load(sounds[0])[0].raw
+    z, centroids = np.load(out / "embeddings.npy"), np.load(out / "centroids.npy")
+    for cluster, size in enumerate(np.bincount(labels, minlength=2)):
+        assert f"Cluster {cluster}: {size} clips" in page
+        distances = np.where(labels == cluster, ((z - centroids[cluster]) ** 2).sum(axis=1), np.inf)
+        nearest = np.argsort(distances, kind="stable")[: min(size, 5)]
+        for place, row in enumerate(nearest):
+            heard, rate = soundfile.read(out / "samples" / f"{cluster}-{place}.wav")
+            assert rate == RATE
+            np.testing.assert_allclose(heard, raw[row], atol=1e-4)
+            assert f'src="samples/{cluster}-{place}.wav"></audio> row {row}<' in page
+    assert len(list((out / "samples").iterdir())) == page.count("<audio")
+
+
 def test_nuisance_labels_are_for_scores_alone(run_of_sounds, sounds, tmp_path):
     """Label firewall: what is scored only must change nothing."""
     out = tmp_path / "run"

@@ -22,6 +22,7 @@ from deepclust_jax.report import (
     lost,
     pretext,
     scores,
+    sounds,
     words,
 )
 
@@ -161,6 +162,8 @@ def write(
             folder / "samples.md", shown.raw, found, distances,
             words=report["words"], written=written, n_clusters=len(centroids),
         )  # fmt: skip
+    if shown.kind == "audio":
+        sounds.write_samples(folder, shown.raw, found, distances, n_clusters=len(centroids))
     if options.method.method in config.GAMES:
         _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
