@@ -10,7 +10,7 @@ from test_scripts import ROOT, script
 
 from deepclust_jax import config
 from deepclust_jax.metrics import classifier
-from deepclust_jax.report import pretext
+from deepclust_jax.report import pretext, run_directory
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
 import train_deep_kmeans
@@ -24,6 +24,7 @@ def within(folder, patch):
     patch.setattr(MADE.reproduce, "ROOT", folder)
     patch.setattr(MADE, "RESULTS", folder / "results" / "made_rows")
     patch.setattr(classifier, "_STEPS", 20)
+    patch.setattr(run_directory, "_write_figures", lambda *given: None)
     patch.setitem(MADE.RUNS, "usps-few", f"train_gan.py --data ring_8 {TINY}")
     patch.setitem(MADE.RUNS, "ring_8", f"train_gan.py --data ring_8 {TINY}")
     patch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --epochs 1 --hidden 8",))

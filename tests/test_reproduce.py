@@ -29,9 +29,9 @@ SHORT = {
         **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
         "learning_rate": 1e-4, "weight": 2.0, "metric": "adaptive",
     },
-    "n2d": {
-        **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 0,
-        "learning_rate": 1e-4, "metric": "adaptive",
+    "idec": {
+        **NETWORK, "pretrain_epochs": 2, "pretrain_learning_rate": 0.2, "decay": 0.2, "epochs": 2,
+        "learning_rate": 1e-3, "weight": 0.1, "metric": "adaptive",
     },
     "rotation": {
         "network": "conv", "hidden": (8, 8), "embed_dim": 4, "epochs": 2, "learning_rate": 2e-3,
@@ -525,7 +525,7 @@ def test_rows_that_need_images_are_left_out_where_there_are_none(monkeypatch, ca
 def test_the_features_of_a_row_are_the_data_of_another(folder, monkeypatch):
     """And a seed that diverges on them does not stop the others."""
     dataset, labels = data.load("digits")
-    row, seed, starts = "n2d-of-rotation", 1, folder / "starts" / "digits"
+    row, seed, starts = "idec-of-rotation", 1, folder / "starts" / "digits"
     whole = REPRODUCE.trained_of
 
     def fails(codes, row, seeds):
@@ -540,7 +540,7 @@ def test_the_features_of_a_row_are_the_data_of_another(folder, monkeypatch):
     cell = json.loads(REPRODUCE.cell_file("digits", row, seed).read_text())
     assert set(cell["seconds"]) == {"front", "pretrain", "train"}
     made = {name: cell["recipe"][name]["method"] for name in ("options", "start", "front")}
-    assert made == {"options": "n2d", "start": "autoencoder", "front": "rotation"}
+    assert made == {"options": "idec", "start": "autoencoder", "front": "rotation"}
     assert cell["recipe"]["checksum"] == dataset.checksum
     front = REPRODUCE.start_of(dataset, "rotation", [0, seed])[0]
     z = train.embed(front.algorithm, front.state, dataset.x)[0]
@@ -551,7 +551,7 @@ def test_the_features_of_a_row_are_the_data_of_another(folder, monkeypatch):
     stored = np.load(REPRODUCE.cell_file("digits", row, seed).with_suffix(".npz"))["labels"]
     codes = REPRODUCE.codes_of(dataset, "rotation", front, 1, seed)
     assert codes.x.shape == (150, 4)
-    again, _ = whole(codes, "n2d", [seed])
+    again, _ = whole(codes, "idec", [seed])
     found = train.embed(again.algorithm, again.state, codes.x)[1][0]
     np.testing.assert_array_equal(stored, found)
     assert f"| digits | {row} |" in REPRODUCE.quality_table()

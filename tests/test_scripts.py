@@ -1222,11 +1222,15 @@ def test_damaged_arrays_are_named(base, tmp_path, content):
     shutil.copytree(base.folder, tmp_path / "run")
     (tmp_path / "run" / "embeddings.npy").write_bytes(content)
     assert "embeddings.npy is damaged" in refused(SELECT_K, tmp_path / "run", "--out", "a.png")
-    with pytest.raises(config.ConfigError, match="found no labels.npy; train it first"):
-        run_directory._read_array(tmp_path / "labels.npy")
-    (tmp_path / "labels.npy").write_bytes(content)
+    labels = tmp_path / "run" / "labels.npy"
+    labels.write_bytes(content)
     with pytest.raises(config.ConfigError, match="labels.npy is damaged; .* --labels-out"):
-        run_directory._read_array(tmp_path / "labels.npy")
+        run_directory._read_array(labels)
+    labels.unlink()
+    with pytest.raises(
+        config.ConfigError, match="found no labels.npy; train it to the end, by --r"
+    ):
+        run_directory._read_array(labels)
 
 
 def test_an_unfinished_run_has_no_codes(base, tmp_path):
