@@ -1,5 +1,6 @@
 """Resets around methods with centroids: when, what stays, and what is new."""
 
+import functools
 import itertools
 
 import jax
@@ -21,16 +22,22 @@ def rows(n=120, d=5):
     return jnp.asarray(centres[rng.integers(3, size=n)] + rng.normal(size=(n, d)), jnp.float32)
 
 
-@pytest.fixture(params=METHODS, ids=list(METHODS))
+@pytest.fixture(scope="module", params=METHODS, ids=list(METHODS))
 def case(request):
+    """The same objects in all tests, so that each program is compiled once."""
     module = METHODS[request.param]
     inner = module.build(module.Config(**SMALL), (5,))
     return inner, resets.around(inner, every=2, keep=0.8)
 
 
+@functools.lru_cache
+def jitted(algorithm):
+    return jax.jit(algorithm.refresh)
+
+
 def refreshed(algorithm, state, x, times):
     for i in range(times):
-        state = algorithm.refresh(jax.random.fold_in(KEY, i), state, x)
+        state = jitted(algorithm)(jax.random.fold_in(KEY, i), state, x)
     return state
 
 
