@@ -22,8 +22,8 @@ MADE = "made.sha256"  # in a run directory: rows of --made, how many and their c
 DERIVED = "derived"  # in that file: the options that nobody gave
 # What they were derived from.
 _DECIDING = (
-    "data", "partner", "kind", "scaling", "limit", "made", "method", "profile", "network",
-    "batch_size", "pretrain_epochs", "augment", "objective",
+    "data", "partner", "kind", "scaling", "partner_scaling", "limit", "made", "method", "profile",
+    "network", "batch_size", "pretrain_epochs", "augment", "objective",
 )  # fmt: skip
 
 
@@ -69,6 +69,11 @@ class Data:
     number; counts: gene counts, log, then standard; tokens: texts as numbers of sub-words; speech:
     spoken words stretched to one length, without what is constant in a voice. auto: range for
     images, standard for tables, codes for a run, tokens for next_token, speech for fsdd."""
+
+    partner_scaling: Literal["auto", "range", "standard", "codes", "counts", "none", "speech"] = (
+        "auto"
+    )
+    """The same of --partner."""
 
     limit: int | None = None
     """Use a fixed random part of so many rows. None: all."""
@@ -646,6 +651,8 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         )
     if shapes(options.data.parts or ()) and not options.data.partner and method != "cross_modal":
         raise ConfigError(f"--parts is no option of --method {method}; leave it out")
+    if options.data.partner_scaling != "auto" and options.data.partner is None:
+        raise ConfigError("--partner-scaling is of a second modality; give it as --partner")
     if method in (*_ON_PAIRS, "cross_modal") and options.training.batch_size == 1:
         raise ConfigError(
             f"expected --batch-size >= 2 beside --method {method}, which compares rows, found 1"

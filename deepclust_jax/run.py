@@ -592,8 +592,9 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
             f"{network.network}"
         )
     if method.augment in ("affine", "photo") and len(row) != 3:
+        pairs = "; of pairs take each" if method.method == "cross_modal" else ""
         raise config.ConfigError(
-            f"--augment {method.augment} needs images [h, w, c], found rows {row}"
+            f"--augment {method.augment} needs images [h, w, c], found rows {row}{pairs}"
         )
     if method.augment == "photo" and row[2] not in (1, 3):
         raise config.ConfigError(

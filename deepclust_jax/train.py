@@ -77,7 +77,8 @@ def fit(
 
     Raises:
         TypeError: key is no key of `jax.random.key`, or x no array.
-        ValueError: x, epochs, batch_size or neighbors are out of range.
+        ValueError: x, epochs, batch_size or neighbors are out of range, or x of the host is not
+            finite.
         Diverged: the loss of every run became NaN or infinite. A population goes on without
             those that did; their metrics show it.
     """
@@ -354,6 +355,12 @@ def _check(key: Key, x: Any, epochs: int, batch_size: int, neighbors: Any) -> No
         raise TypeError(f"expected rows x as an array [n, ...], found a {type(x).__name__}")
     if len(x.shape) < 2 or math.prod(x.shape) == 0:
         raise ValueError(f"expected rows x [n, ...] with n > 0, found shape {tuple(x.shape)}")
+    if isinstance(x, np.ndarray) and not isinstance(x, np.memmap):  # others are read in batches
+        sound = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        if not sound.all():
+            raise ValueError(
+                f"expected rows x of finite numbers, found others in row {int(sound.argmin())}"
+            )
     if epochs < 0 or batch_size < 1:
         raise ValueError(
             f"expected epochs >= 0 and batch_size >= 1, found {epochs} and {batch_size}"

@@ -61,7 +61,7 @@ def cluster(options: Options) -> int:
     import jax
     import numpy as np
 
-    from deepclust_jax import config, run, train
+    from deepclust_jax import config, data, run, train
     from deepclust_jax.data import preprocessing
     from deepclust_jax.report import run_directory
 
@@ -75,7 +75,8 @@ def cluster(options: Options) -> int:
     for flag, path in flags.items():
         if path is not None:
             command.check_output(path, ".npy", flag, overwrite=options.overwrite)
-    is_folder = Path(options.data).is_dir() or Path(options.partner or options.data).is_dir()
+    sources = [source for source in (options.data, options.partner) if source is not None]
+    is_folder = any(data.row_files(source) for source in sources)
     table = options.labels_out.with_suffix(".csv") if is_folder else None
     if table is not None:
         command.check_output(table, ".csv", "--labels-out", overwrite=options.overwrite)
@@ -83,8 +84,9 @@ def cluster(options: Options) -> int:
         raise config.ConfigError(f"--labels-out and --embeddings-out are both {outputs[0]}")
     run.platform()
     last = run.restore(options.run)
-    before = [Path(given.data) for given in config.lineage(last.options.data)[:-1]]
-    runs = {folder: run.restore(folder) for folder in reversed(before)} | {options.run: last}
+    runs = {options.run: last}
+    while (before := run_directory.run_before(next(iter(runs)))) is not None:
+        runs = {before: run.restore(before)} | runs
     first, trained = next(iter(runs.items()))
     dataset, files = rows_for(options, first, trained.options.data.labels)
     z = labels = None
@@ -133,6 +135,7 @@ def rows_for(options: Options, run: Path, column: str | None):
         has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
         raise config.ConfigError(f"the run {run} has {has} modalities; {give} --partner")
     if options.partner is not None:
+        data.check_names(data.row_files(options.data), data.row_files(options.partner))
         own = preprocessing.load(second)
         found = data.load(options.partner, kind=own.kind, preprocessing=own, limit=limit)
         dataset = data.paired(dataset, found[0])

@@ -27,7 +27,11 @@ def main(args: list[str] | None = None) -> int:
         return train(args)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
-    file = finder.parse_known_args(args)[0].config
+    finder.add_argument("--data")
+    found = finder.parse_known_args(args)[0]
+    file = found.config
+    if found.data is not None and config.run_of(found.data) is not None:
+        return train(args)  # of codes, which are no sounds
     if file is not None:
         try:
             given |= {f"--{name}" for name in config.read(file)}

@@ -231,8 +231,11 @@ def check_changes(dataset) -> None:
         found = run.change_of(part)
         if found is not None and wanted != ("speech" if found is augment.speech else "affine"):
             raise config.ConfigError(
-                f"--augment each takes {own.kind} rows of shape {part} for others; take none, or "
-                "other sizes"
+                f"--augment each takes {own.kind} rows of shape {part} for others; of sounds give "
+                "--scaling speech, or of the second modality --partner-scaling speech"
+                if own.kind == "audio"
+                else f"--augment each takes {own.kind} rows of shape {part} for others; take none, "
+                "or other sizes"
             )
 
 
@@ -244,10 +247,10 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
     if options.method.merge:
         k = max(count_distinct(rows, k), 2)
     if k is None:
-        merge = ""
+        way = "give it; scripts/select_k.py shows what speaks for which"
         if options.method.method in config.MERGED:
-            merge = ", or let --merge find it"
-        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; give it{merge}")
+            way = "give it, or let --merge find it"
+        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; {way}")
     if n < 2:
         raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
     if not 2 <= k <= n:

@@ -207,6 +207,8 @@ def test_new_pairs_are_assigned_to_the_clusters_of_a_run(run_of_pairs, files, tm
         (["--partner", "other.npy", "--parts", "8", "14"], "expected no --parts beside --partner"),
         (["--partner", "other.npy", "--network", "conv"], "--network conv needs a modality of"),
         (["--partner", "no.npy"], "no file or folder"),
+        (["--partner-scaling", "none"], "--partner-scaling is of a second modality; give it as"),
+        (["--partner", "other.npy", "--partner-scaling", "speech"], "the scaling speech is of so"),
     ],
 )
 def test_pairs_that_cannot_work_are_refused(files, tmp_path, args, words):
@@ -214,6 +216,14 @@ def test_pairs_that_cannot_work_are_refused(files, tmp_path, args, words):
     out = tmp_path / "run"
     assert words in refused(TRAIN, "--data", files / "one.npy", *TINY, *args, "--out", out)
     assert not out.exists()
+
+
+def test_the_second_modality_has_a_scaling_of_its_own(files):
+    given = {"data": str(files / "one.npy"), "partner": str(files / "other.npy")}
+    found = run_directory.load(config.Data(**given, partner_scaling="none"))
+    assert found.dataset.partner.settings["scaling"] == "none"
+    assert found.dataset.preprocessing.settings["scaling"] == "standard"
+    np.testing.assert_allclose(found.dataset.x[:, 16:], np.load(files / "other.npy"))
 
 
 def test_labels_are_no_features_of_the_partner(tmp_path):
@@ -237,29 +247,36 @@ def test_changes_of_modalities_are_of_this_method_alone():
     options = config.Options(method=config.Method(method="dcn", augment="each"))
     with pytest.raises(config.ConfigError, match="--augment each beside --method cross_modal"):
         config.resolve(options)
+    args = [*TINY, "--parts", "4x4x1", "6", "--augment", "affine"]
+    with pytest.raises(config.ConfigError, match=r"found rows \(22,\); of pairs take each"):
+        run.phases(config.resolve(config.parse(args)), (120, 22))
 
 
 def test_files_of_a_pair_have_one_name(tmp_path):
     """Trap: folders that are paired by the order of their files, where one has a file more in the
-    beginning and one less in the end."""
-    names = {"pictures": ("cat/1.png", "cat/2.png", "dog/a.b.png"), "sounds": ("1.wav", "2.wav")}
+    beginning and one less in the end, or their types decide the order of their names."""
+    names = {"pictures": ("cat/1.png", "cat/2.png", "dog/a.png", "dog/a.q.png")}
+    names["sounds"] = ("1.wav", "2.wav", "a.wav", "a.q.wav")
     for folder, files in names.items():
         for file in files:
             (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / file).touch()
     pictures, sounds = str(tmp_path / "pictures"), str(tmp_path / "sounds")
-    (tmp_path / "sounds" / "a.b.wav").touch()
-    found = run_directory.files_of(pictures, sounds, 3)
-    assert found == {"file": names["pictures"], "partner": ("1.wav", "2.wav", "a.b.wav")}
-    run_directory.write_labels_by_file(tmp_path / "l.csv", found, np.array([0, 1, 0]))
+    found = run_directory.files_of(pictures, sounds, 4)
+    assert found == {"file": names["pictures"], "partner": names["sounds"]}
+    run_directory.write_labels_by_file(tmp_path / "l.csv", found, np.array([0, 1, 0, 1]))
     lines = (tmp_path / "l.csv").read_text().splitlines()
     assert lines[:2] == ["file,partner,cluster", "cat/1.png,1.wav,0"]
-    assert run_directory.files_of("digits", sounds, 3).keys() == {"partner"}
+    assert run_directory.files_of("digits", sounds, 4).keys() == {"partner"}
+    data.check_names(found["file"], found["partner"])
+    data.check_names(found["file"], ())
+    with pytest.raises(data.DataError, match="found cat/2.png and 3.wav as row 1; name them alike"):
+        data.check_names(found["file"], ("1.wav", "3.wav"))
     (tmp_path / "sounds" / "2.wav").rename(tmp_path / "sounds" / "3.wav")
-    with pytest.raises(data.DataError, match="one name, found cat/2.png and 3.wav as row 1; name"):
-        run_directory.files_of(pictures, sounds, 3)
+    args = ["--data", pictures, "--partner", sounds, *TINY, "--out", tmp_path / "run"]
+    assert "expected files of the same names" in refused(TRAIN, *args)
     with pytest.raises(data.DataError, match="changed while it was read"):
-        run_directory.files_of("digits", sounds, 4)
+        run_directory.files_of("digits", sounds, 5)
 
 
 def test_paired_rows_are_those_of_both(files):

@@ -172,7 +172,9 @@ def test_new_data_that_does_not_fit(tmp_path):
     )
     fails(picture, RNG.uniform(size=(2, 4, 4)), wanted + "float64, which would", kind="image")
     fails(preprocessing.fit(TEXTS, "text"), np.eye(4), "expects text data, found tabular")
+    fails(preprocessing.fit(TEXTS, "text"), EXAMPLES["image"](), "expects text data, found image")
     p = preprocessing.fit(sounds(), "audio")
+    fails(p, EXAMPLES["image"](), "expects audio data, found image data")
     with pytest.raises(data.DataError, match="sample rate of 8000 Hz, found 16000 Hz"):
         preprocessing.apply(p, sounds(rate=16000))
     with pytest.raises(data.DataError, match="expects audio data, found text data"):
@@ -296,7 +298,7 @@ def test_sound_features_are_standardised_per_band():
     p, x = fitted(clips, "audio")
     assert x.shape == (70, p.settings["frames"], 40, 1) and p.settings["frames"] % 4 == 0
     there = x.any(axis=(2, 3))  # frames behind a short clip are zeros, and count for nothing
-    assert 0.5 < there.mean() < 1.0
+    assert 0.3 < there.mean() < 0.9
     np.testing.assert_allclose(x[there].mean(axis=0, dtype=np.float64), 0.0, atol=1e-4)
     np.testing.assert_allclose(x[there].std(axis=0, dtype=np.float64), 1.0, atol=1e-4)
     one = preprocessing.apply(p, data.Clips(clips.samples[66:67], 8000))

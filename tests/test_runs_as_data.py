@@ -91,6 +91,25 @@ def test_new_rows_go_through_both_runs(first, second, tmp_path):
     assert "found rows of shape (3,)" in refused(script("cluster"), *args)
 
 
+def test_new_rows_go_through_no_other_run(first, second, tmp_path, monkeypatch):
+    """Traps: a run in its place that was trained anew, or none, from another folder or elsewhere,
+    whose codes a network takes that never saw them."""
+    cluster, labels = script("cluster"), tmp_path / "l.npy"
+    for folder in (first, second[0]):
+        shutil.copytree(folder, tmp_path / folder.name)
+    args = [tmp_path / "second", "digits", "--limit", "120", "--labels-out", labels]
+    settings = tmp_path / "second" / "preprocessing.json"
+    settings.write_text(settings.read_text().replace(str(first), str(tmp_path / "gone" / "first")))
+    monkeypatch.chdir(tmp_path / "second")
+    done(cluster, *args)  # beside it
+    np.testing.assert_array_equal(np.load(labels), np.load(second[0] / "labels.npy"))
+    codes = np.load(tmp_path / "first" / "embeddings.npy")
+    np.save(tmp_path / "first" / "embeddings.npy", codes[::-1])
+    assert "found others; they have changed since" in refused(cluster, *args, "--overwrite")
+    shutil.rmtree(tmp_path / "first")
+    assert "whose codes the run in" in refused(cluster, *args, "--overwrite")
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -185,6 +204,6 @@ def test_the_run_that_is_read_is_not_overwritten(first):
 def test_every_option_of_data_is_a_runs_own_or_can_be_given():
     """A new option has to be thought about where a run is the data."""
     names = {field.name for field in dataclasses.fields(config.Data)}
-    own = {"labels", "limit", "partner", "kind"}
+    own = {"labels", "limit", "partner", "partner_scaling", "kind"}
     given = {"data", "n_clusters", "nuisance", "scaling", "held_out", "parts", "made"}
     assert names - own == given

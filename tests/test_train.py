@@ -112,6 +112,14 @@ def test_without_neighbours_there_are_no_partners():
     train.fit(KEY, algorithm, numbered(), epochs=1, refresh_every=0)
 
 
+def test_rows_that_are_no_numbers_are_refused():
+    """Trap: a loss that no bad row reaches stays finite, and all codes are one cluster."""
+    x = np.array(numbered())
+    x[7, 2] = np.nan
+    with pytest.raises(ValueError, match="finite numbers, found others in row 7"):
+        train.fit(KEY, autoencoder.build(CONFIG, (4,)), x, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("neighbors", "message"),
     [

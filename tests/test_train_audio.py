@@ -1,6 +1,7 @@
 """The script for sounds: its defaults, the labels that clusters should not follow, refusals."""
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import soundfile
 from test_scripts import ROOT, TRAIN, done, refused, report_of, script
 from test_speech import RATE, word
 
-from deepclust_jax import config, data, metrics, run
+from deepclust_jax import config, data, metrics, run, train
 from deepclust_jax.algorithms import next_frame
+from deepclust_jax.report import pretext, run_directory, tables
 from deepclust_jax.types import Batch
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -82,18 +84,23 @@ def test_what_is_told_of_sounds_is_reported_beside_what_needs_no_learning(run_of
 def test_clips_of_each_cluster_can_be_heard(run_of_sounds, sounds):
     out, labels = run_of_sounds[0], np.load(run_of_sounds[0] / "labels.npy")
     page = (out / "samples.html").read_text()
-    raw = data.load(sounds[0])[0].raw
+    raw, files = data.load(sounds[0])[0].raw, data.row_files(sounds[0])
     z, centroids = np.load(out / "embeddings.npy"), np.load(out / "centroids.npy")
     for cluster, size in enumerate(np.bincount(labels, minlength=2)):
-        assert f"Cluster {cluster}: {size} clips" in page
+        assert f"Cluster {cluster}, of size {size}<" in page
         distances = np.where(labels == cluster, ((z - centroids[cluster]) ** 2).sum(axis=1), np.inf)
         nearest = np.argsort(distances, kind="stable")[: min(size, 5)]
         for place, row in enumerate(nearest):
             heard, rate = soundfile.read(out / "samples" / f"{cluster}-{place}.wav")
             assert rate == RATE
             np.testing.assert_allclose(heard, raw[row], atol=1e-4)
-            assert f'src="samples/{cluster}-{place}.wav"></audio> row {row}<' in page
+            assert f'src="samples/{cluster}-{place}.wav"></audio> {files[row]}<' in page
     assert len(list((out / "samples").iterdir())) == page.count("<audio")
+    few = np.arange(24) % 3 == 0  # those of a report before are gone
+    again, one = run_directory.sounds.write_samples, np.zeros(24, int)
+    again(out, raw, one, np.where(few, 0.0, 1.0), n_clusters=1, per_cluster=2)
+    assert sorted(f.name for f in (out / "samples").iterdir()) == ["0-0.wav", "0-1.wav"]
+    assert "</audio> row 3<" in (out / "samples.html").read_text()
 
 
 def test_nuisance_labels_are_for_scores_alone(run_of_sounds, sounds, tmp_path):
@@ -196,6 +203,29 @@ def test_sounds_that_are_no_words_have_views_too(sounds, tmp_path):
     done(AUDIO, "--data", sounds[0], *SMALL, "--out", out, "--augment", "speech", "--scaling",
          "standard")  # fmt: skip
     assert np.isfinite(np.load(out / "embeddings.npy")).all()
+
+
+def test_codes_of_a_run_have_no_options_of_sounds(run_of_sounds, tmp_path):
+    """Trap: the scaling that this script adds is not that of a table."""
+    args = ["--data", run_of_sounds[0], "--method", "autoencoder", "--hidden", "4", "--epochs", "1"]
+    done(AUDIO, *args, "--embed-dim", "2", "--seeds", "1", "--out", tmp_path / "run")
+    assert run.read_options(tmp_path / "run").data.scaling == "auto"
+
+
+def test_what_is_told_without_learning_needs_no_network(sounds):
+    """Trap: of a run that diverged the mean of all was no number either."""
+    x = data.load(sounds[0], scaling="speech")[0].x
+    args = ["--method", "next_frame", "--n-clusters", "2", "--hidden", "8", "--embed-dim", "4"]
+    options = config.resolve(config.parse([*args, "--seeds", "2"]), len(x))
+    algorithm = run.phases(options, x.shape)[-1].algorithm
+    state = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
+    params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.params)
+    trained = types.SimpleNamespace(state=state.replace(params=params))
+    found = pretext.of_next_frame(options, x, trained)
+    assert np.isnan(found["distance"]["values"][0]) and found["distance"]["values"][1] > 0
+    assert 0 < found["mean"] < np.inf and 0 < found["same"] < np.inf
+    found["distance"]["values"][1] = 0.5 * found["mean"]
+    assert len(tables._pretext(found)) == 1, "the run that learnt did"
 
 
 def test_sounds_too_short_to_be_told_are_refused():

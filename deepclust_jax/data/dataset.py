@@ -65,7 +65,7 @@ def load(
     if not entry and all((Path(source) / file).exists() for file in of_a_run):
         raise DataError(
             f"{source} is the folder of a run; expected data, such as its codes: "
-            f'{Path(source) / "embeddings.npy"} with kind="tabular" and scaling="none"'
+            f'{Path(source) / "embeddings.npy"} with kind="tabular" and scaling="codes"'
         )
     found = _read(source, labels, entry)
     if preprocessing is not None and found.names and preprocessing.columns:
@@ -129,8 +129,8 @@ def check_names(files: Sequence[str], others: Sequence[str]) -> None:
         shared = min(len(one), len(two))
         if one[-shared:] != two[-shared:]:
             raise DataError(
-                f"expected the files of a pair to have one name, found {file} and {other} as row "
-                f"{row}; name them alike"
+                f"expected files of the same names in both folders, in the same order and "
+                f"sub-folders, found {file} and {other} as row {row}; name them alike"
             )
 
 

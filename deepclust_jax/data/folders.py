@@ -15,13 +15,15 @@ COLOUR_MODES = ("RGB", "RGBA", "P", "LA", "CMYK", "YCbCr")
 
 def paths(folder: Path) -> list[Path]:
     """Pictures and sounds in a folder and its sub-folders, in order; hidden ones do not count."""
-    return sorted(
+    found = (
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in PICTURES + SOUNDS
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+    # Of two modalities a.png and a.b.png are in the order of a.wav and a.b.wav.
+    return sorted(found, key=lambda path: (path.with_suffix(""), path.suffix))
 
 
 def read(folder: Path) -> tuple[np.ndarray | clips.Clips, list[str] | None]:
@@ -31,9 +33,13 @@ def read(folder: Path) -> tuple[np.ndarray | clips.Clips, list[str] | None]:
     """
     found = paths(folder)
     if not found:
+        texts = sum(path.suffix.lower() == ".txt" for path in folder.rglob("*"))
+        hint = "check the path"
+        if texts:
+            hint = f"of its {texts} .txt make one file, .txt of a text a line, or .jsonl"
         raise DataError(
             f"folder {folder} holds no pictures ({', '.join(PICTURES)}) and no sounds (.wav); "
-            "check the path"
+            f"{hint}"
         )
     sounds = [path for path in found if path.suffix.lower() in SOUNDS]
     if 0 < len(sounds) < len(found):

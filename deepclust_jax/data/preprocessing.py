@@ -15,6 +15,7 @@ from deepclust_jax.data.errors import DataError
 
 KINDS = ("tabular", "image", "text", "audio")
 _FORMAT = 2  # of the file: with the type of the numbers
+OF = "run"  # of the settings of codes: the folder of the run that they are of
 JSON_FILE, ARRAYS_FILE = "preprocessing.json", "preprocessing.npz"
 
 
@@ -152,6 +153,8 @@ def check_pictures(p: Preprocessing, raw: arrays.Raw) -> None:
         if p.kind == "image":
             _check_shape(p, raw)
         return
+    if p.kind in ("text", "audio"):
+        raise DataError(f"the stored preprocessing expects {p.kind} data, found image data")
     are_bytes, dtype = raw.dtype == np.uint8, p.settings["type"]
     wants_bytes = dtype == "uint8"
     if p.kind == "image" and wants_bytes and not are_bytes and _are_levels(raw):

@@ -184,7 +184,7 @@ def _explain_cell(path, separator, header, features, columns) -> None:
             if row[j].strip():
                 found = repr(_short(row[j], 40))
                 if i == header:  # below a number it is no column of names
-                    advice = "drop the column, or name it by --labels"
+                    advice = "drop the column, or name it by --labels; texts go into .jsonl or .txt"
             told = (
                 f"{path}, line {line}: column {columns[j]!r}, row {i - header} (counted from "
                 f"0): expected a number, found {found}; {advice}"

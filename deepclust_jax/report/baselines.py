@@ -28,9 +28,9 @@ def labels_of(
     """Clusters under every baseline for keys [S], by its name. -> int [S, n] each."""
     x = dataset.x
     found = {}
-    scaling = dataset.preprocessing.settings.get("scaling")
-    if scaling != "tokens":
-        found[CODES if scaling == "codes" else ROWS] = kmeans_of_rows(keys, x, n_clusters)
+    settings = dataset.preprocessing.settings
+    if settings.get("scaling") != "tokens":
+        found[CODES if preprocessing.OF in settings else ROWS] = kmeans_of_rows(keys, x, n_clusters)
     else:
         with contextlib.suppress(DataError):  # tokens may be all that these texts have
             features = preprocessing.apply(preprocessing.fit(dataset.raw, "text"), dataset.raw)

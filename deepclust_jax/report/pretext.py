@@ -46,8 +46,8 @@ def of_turns(
         "blocks": [],
     }
     if labels is not None:
-        own, mean = labels[-len(rows) :], by_image.mean(axis=0)
-        report["by_class"] = {str(c): float(mean[own == c].mean()) for c in np.unique(own)}
+        true, mean = labels[-len(rows) :], by_image.mean(axis=0)
+        report["by_class"] = {str(c): float(mean[true == c].mean()) for c in np.unique(true)}
     if options.method.method == "mmdc":
         return report
     chosen = np.asarray(trained.state.block)
@@ -311,7 +311,8 @@ def of_next_token(
     """The perplexity of documents under each run, and that of a guess by frequency alone.
 
     Of rows held out of training, where there are some (but not of the vocabulary, which is learnt
-    from all); else of those trained on. Perplexities are of sub-words: of other vocabularies they
+    from all), and then of as many of those trained on beside; else of those trained on.
+    Perplexities are of sub-words: of other vocabularies they
     cannot be compared. NaN where all documents are empty.
     """
     x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
@@ -319,17 +320,21 @@ def of_next_token(
     rows, which = _told(options, x)
     told = jax.jit(lambda params, x: next_token.told(params, x, nets.language))
 
-    def of_run(s):
-        params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
-        total, count = _in_blocks(lambda x: told(params, x), rows, _DOCUMENTS)
-        return np.exp(total.sum() / count.sum()) if count.any() else np.nan
+    def of_runs(rows):
+        found = []
+        for s in range(len(trained.state.step)):
+            params = jax.tree.map(lambda leaf, s=s: leaf[s], trained.state.params["encoder"])
+            total, count = _in_blocks(lambda x, own=params: told(own, x), rows, _DOCUMENTS)
+            found.append(np.exp(total.sum() / count.sum()) if count.any() else np.nan)
+        return scores.summary(np.array(found))
 
-    perplexities = np.array([of_run(s) for s in range(len(trained.state.step))])
+    held_out = options.data.held_out
     return {
         "texts": len(x),
         "rows": which,
-        "perplexity": scores.summary(perplexities),
-        "by_frequency": _by_frequency(x[: len(x) - options.data.held_out], rows, vocabulary),
+        "perplexity": of_runs(rows),
+        **({"of_trained_on": of_runs(x[: min(held_out, len(x) - held_out)])} if held_out else {}),
+        "by_frequency": _by_frequency(x[: len(x) - held_out], rows, vocabulary),
     }
 
 
@@ -342,30 +347,28 @@ def of_next_frame(options: config.Options, x: Any, trained: run.Trained) -> dict
     nets = next_frame.build_nets(own, x.shape[1:])
     rows, which = _told(options, x)
 
-    @jax.jit
-    def off(params, x):
-        x = next_frame.in_order(x)
-        told = next_frame.told_frames(params, x, nets, own)
-        return {
-            name: next_frame.distances(said, x, next_frame.length(x))
-            for name, said in (("told", told), ("same", x[:, : -own.ahead]), ("mean", 0.0 * told))
-        }
+    def off(said, x):
+        return next_frame.distances(said, x, next_frame.length(next_frame.in_order(x)))
+
+    def mean_off(of_clips):
+        values, count = _in_blocks(of_clips, rows, _CLIPS)
+        return values[count > 0].mean() if count.any() else np.nan
+
+    told = jax.jit(lambda params, x: off(next_frame.told_frames(params, x, nets, own), x))
+    heard = jax.jit(lambda x: off(next_frame.in_order(x)[:, : -own.ahead], x))
+    zeros = jax.jit(lambda x: off(jnp.zeros_like(next_frame.in_order(x)[:, own.ahead :]), x))
 
     def of_run(s):
         params = jax.tree.map(lambda leaf: leaf[s], trained.state.params["encoder"])
-        found = _in_blocks(lambda x: off(params, x), rows, _CLIPS)
-        return {
-            name: values[count > 0].mean() if count.any() else np.nan
-            for name, (values, count) in found.items()
-        }
+        return mean_off(lambda x: told(params, x))
 
-    by_run = [of_run(s) for s in range(len(trained.state.step))]
+    by_run = np.array([of_run(s) for s in range(len(trained.state.step))])
     return {
         "ahead": own.ahead,
         "rows": which,
-        "distance": scores.summary(np.array([found["told"] for found in by_run])),
-        "same": float(by_run[0]["same"]),
-        "mean": float(by_run[0]["mean"]),
+        "distance": scores.summary(by_run),
+        "same": float(mean_off(heard)),
+        "mean": float(mean_off(zeros)),
     }
 
 

@@ -163,7 +163,10 @@ def write(
             words=report["words"], written=written, n_clusters=len(centroids),
         )  # fmt: skip
     if shown.kind == "audio":
-        sounds.write_samples(folder, shown.raw, found, distances, n_clusters=len(centroids))
+        names = files.get("file", ())
+        sounds.write_samples(
+            folder, shown.raw, found, distances, n_clusters=len(centroids), names=names
+        )
     if options.method.method in config.GAMES:
         _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
@@ -212,12 +215,14 @@ def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
         raise config.ConfigError(
             f"expected data as --partner, found the run {given.partner}; give its embeddings.npy"
         )
+    if given.partner is not None:  # before what takes long
+        data.check_names(data.row_files(given.data), data.row_files(given.partner))
     kind = None if given.kind == "auto" else given.kind
     dataset, labels = data.load(
         given.data, labels=given.labels, kind=kind, scaling=given.scaling, limit=given.limit
     )
     if given.partner is not None:
-        other = data.load(given.partner, limit=given.limit)[0]
+        other = data.load(given.partner, scaling=given.partner_scaling, limit=given.limit)[0]
         if given.labels in other.names:
             raise config.ConfigError(
                 f"expected no column {given.labels} of --labels among the features of --partner "
@@ -243,9 +248,7 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
     options = run.read_options(folder)
     # A file of nuisance labels that is not needed may be gone.
     before = load(options.data, with_nuisance=with_nuisance and given.nuisance is None)
-    checksum = folder / config.CHECKSUM
-    is_same = not checksum.is_file() or checksum.read_text() == before.dataset.checksum
-    if len(before.dataset.x) != len(z) or not is_same:
+    if len(before.dataset.x) != len(z) or not _is_of(folder, before.dataset.checksum):
         raise config.ConfigError(
             f"expected the {len(z)} rows that the run in {folder} was trained on in "
             f"{options.data.data}, found others; they have changed since"
@@ -253,11 +256,50 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
     k = clusters_of(folder, options)
     scaling = "codes" if given.scaling == "auto" else given.scaling
     dataset, _ = data.load(path, kind="tabular", scaling=scaling)
-    dataset = dataclasses.replace(dataset, name=folder.resolve().name, n_clusters=k)
+    own = dataset.preprocessing
+    own = dataclasses.replace(
+        own, settings=own.settings | {preprocessing.OF: str(folder.resolve())}
+    )
+    dataset = dataclasses.replace(
+        dataset, name=folder.resolve().name, n_clusters=k, preprocessing=own
+    )
     nuisance = before.nuisance
     if given.nuisance is not None and with_nuisance:
         nuisance = data.nuisance(path, len(z), file=given.nuisance)
     return before._replace(dataset=dataset, nuisance=nuisance)
+
+
+def run_before(folder: Path) -> Path | None:
+    """The run whose codes a run was trained on, or None where it was trained on data. It lies where
+    it lay then, or beside the other.
+
+    Raises ConfigError where it is gone, or has other codes by now.
+    """
+    named = preprocessing.load(folder).settings.get(preprocessing.OF)
+    if named is None:
+        return None
+    places = (Path(named), folder.resolve().parent / Path(named).name)
+    there = [place for place in places if (place / "embeddings.npy").is_file()]
+    if not there:
+        raise config.ConfigError(
+            f"expected the run {named}, whose codes the run in {folder} was trained on, found "
+            "none; put it back, or beside that run"
+        )
+    for place in there:
+        codes = data.load(place / "embeddings.npy", kind="tabular", scaling="none")[0]
+        if _is_of(folder, codes.checksum):
+            return place
+    raise config.ConfigError(
+        f"expected in {there[0]} the codes that the run in {folder} was trained on, found others; "
+        "they have changed since"
+    )
+
+
+def _is_of(folder: Path, checksum: str) -> bool:
+    """Whether a run was trained on rows of that checksum; one that was killed may have noted
+    none."""
+    file = folder / config.CHECKSUM
+    return not file.is_file() or file.read_text() == checksum
 
 
 def clusters_of(folder: Path, options: config.Options) -> int:
@@ -350,14 +392,13 @@ def files_of(
     """Paths of the rows inside the folders that data and their second modality are, by the name of
     a column: `file`, `partner`; empty where neither is a folder.
 
-    Raises DataError where the files of a pair have other names, or are no longer as many as rows.
+    Raises DataError where they are no longer as many as rows.
     """
     sources = {"file": source} | ({} if partner is None else {"partner": partner})
     found = {name: data.row_files(own, limit=limit) for name, own in sources.items()}
     for name, files in found.items():
         if files and len(files) != n_rows:
             raise data.DataError(f"{sources[name]} changed while it was read; run again")
-    data.check_names(found["file"], found.get("partner", ()))
     return {name: files for name, files in found.items() if files}
 
 

@@ -18,6 +18,7 @@ LOST = {  # what the reasons of lost.py mean
 }
 # Share of images with turns that are not found which is told, where others are: the network learnt.
 ALIKE, LEARNT = 0.05, 0.6
+BY_HEART = 3.0  # a perplexity of texts trained on that is no longer of their language
 FEW_TEXTS = 5000  # of BBC news 2,225 are too few, of AG News 7,600 enough
 
 
@@ -60,7 +61,8 @@ def score_table(report: Mapping[str, Any]) -> str:
     sizes = " ".join(str(size) for size in report["cluster_sizes"])
     lines.append(f"Cluster sizes of run {chosen}: {sizes}")
     if empty := sum(size == 0 for size in report["cluster_sizes"]):
-        lines.append(f"{empty} of its {len(report['cluster_sizes'])} clusters are empty.")
+        are = "is" if empty == 1 else "are"
+        lines.append(f"{empty} of its {len(report['cluster_sizes'])} clusters {are} empty.")
     return "\n".join(lines)
 
 
@@ -108,7 +110,8 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
             f"distance from frames told {found['ahead']} ahead, {found['rows']}: {own}; from the "
             f"one heard then {same}, from the mean of all {mean}"
         ]
-        if not found["distance"]["mean"] < 0.95 * min(found["same"], found["mean"]):
+        reached, simple = _of_sound(found["distance"]), [found["same"], found["mean"]]
+        if reached is not None and reached > 0.95 * min(simple):
             lines.append("That is hardly less: nothing is learnt yet; train longer.")
         return lines
     if "modalities" in found:
@@ -118,8 +121,10 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         ]
     if "perplexity" in found:
         own = _row("", found["perplexity"], [], _number)[1]
+        by_frequency, known = found["by_frequency"], found.get("of_trained_on")
+        beside = f", of as many trained on {_row('', known, [], _number)[1]}" if known else ""
         lines = [
-            f"perplexity, {found['rows']}: {own}; by frequency {_number(found['by_frequency'])}"
+            f"perplexity, {found['rows']}: {own}{beside}; by frequency {_number(by_frequency)}"
         ]
         for name, agreement in found.get("agreement", {}).items():
             shown = _row("", agreement, [], _percent)[1]
@@ -130,9 +135,7 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
                 "Few texts: of 2,225, BBC news, k-means on TF-IDF is better; compare with "
                 "scripts/cluster_embedding.py on the texts."
             )
-        if not found["perplexity"]["mean"] < 0.9 * found["by_frequency"]:
-            lines.append("That is not well below counting: nothing is learnt yet; train longer.")
-        return lines
+        return lines + _of_perplexity(*map(_of_sound, (found["perplexity"], known)), by_frequency)
     if "made" in found:
         lines = [f"{found['compared']:,} made rows beside as many real ones:"]
         lines += _measures(found["made"])
@@ -178,6 +181,19 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def _of_perplexity(told: float | None, known: float | None, by_frequency: float) -> list[str]:
+    """What a perplexity says, of rows held out where there is one of rows trained on beside."""
+    if told is None:
+        return []
+    if known is not None and known < 0.5 * told:
+        return ["The texts trained on are known by heart; give fewer --epochs, or more texts."]
+    if known is None and told < BY_HEART:
+        return ["So low, they are known by heart; --held-out shows how other texts are told."]
+    if told >= 0.9 * by_frequency:
+        return ["That is not well below counting: nothing is learnt yet; train longer."]
+    return []
+
+
 def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for every reason by which runs are lost."""
     lines = []
@@ -208,6 +224,12 @@ def _row(name: str, score: Mapping[str, Any], runs: list[int], text: Any) -> lis
     if _value(score.get("std")) is not None and mean != MISSING:
         mean += f" ± {score['std']:.2g}" if text is _number else f" ± {text(score['std'])}"
     return [name, mean, *(text(score["values"][run]) for run in runs)]
+
+
+def _of_sound(score: Mapping[str, Any] | None) -> float | None:
+    """Mean over the runs that have a value, or None where none has."""
+    values = [] if score is None else [v for v in map(_value, score["values"]) if v is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _value(x: Any) -> float | None:
