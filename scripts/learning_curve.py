@@ -71,6 +71,8 @@ def main(args: list[str] | None = None) -> int:
                 else:
                     fit.append(front_end)
             least, whole = dataset.n_clusters or 1, len(dataset.x)
+            if few := [size for size in options.sizes if size < least]:
+                print(f"{name}: {few} rows left out, fewer than its {least} clusters")
             for n in (*sorted(size for size in options.sizes if least <= size < whole), whole):
                 for front_end in fit:
                     all_ended &= run_cells(name, n, front_end, options.seeds)

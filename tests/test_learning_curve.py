@@ -113,10 +113,11 @@ def test_cells_of_other_options_have_no_mean(folder, monkeypatch):
         CURVE.table()
 
 
-def test_fewer_rows_than_clusters_are_left_out(folder, monkeypatch):
+def test_fewer_rows_than_clusters_are_left_out(folder, monkeypatch, capsys):
     small(monkeypatch)
     args = ["--data", "digits", "--sizes", "9", "60", "--seeds", "1", "--front-ends", "rows"]
     assert CURVE.main(args) == 0
+    assert "digits: [9] rows left out, fewer than its 10 clusters" in capsys.readouterr().out
     assert not CURVE.cell_file("digits", "rows", 9, 0).exists()
     assert CURVE.cell_file("digits", "rows", 60, 0).exists()
 
