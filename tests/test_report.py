@@ -529,6 +529,19 @@ def test_sample_texts(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "values, told", [([1.01, 0.98], True), ([None, 0.995], True), ([0.9, 0.97], False)]
+)
+def test_an_autoencoder_that_learnt_nothing_is_told(values, told):
+    """Trap: of few rows some epochs are a handful of steps, and clusters are of random weights."""
+    z = RNG.normal(size=(9, 2))
+    report = scores.score_population(RUNS[:2], iter([z, z]), np.zeros(2))
+    report |= {"unexplained": {"values": values}, "options": {"method": "dcn"}}
+    share = 100 * np.mean([v for v in values if v is not None])
+    told_so = f"The autoencoder leaves {share:.1f} % of" in tables.score_table(report)
+    assert told_so == told
+
+
 @pytest.mark.parametrize("n_seeds", [1, 3])
 def test_training_curves(tmp_path, n_seeds, monkeypatch):
     plotted, save = [], figures._save

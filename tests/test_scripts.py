@@ -1233,6 +1233,11 @@ def test_damaged_arrays_are_named(base, tmp_path, content):
         run_directory._read_array(labels)
 
 
+def test_what_the_autoencoder_leaves_is_reported(base):
+    left = logs.read_metrics(base.folder)["pretrain"]["loss"][-1]
+    np.testing.assert_allclose(report_of(base.folder)["unexplained"]["values"], left)
+
+
 def test_an_unfinished_run_has_no_codes(base, tmp_path):
     shutil.copytree(base.folder, tmp_path / "run")
     (tmp_path / "run" / "embeddings.npy").unlink()

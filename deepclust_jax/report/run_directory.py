@@ -84,6 +84,9 @@ def write(
         labels_all, iter(z_all), objectives, labels, n_clusters=k, chosen_by=chosen_by, aside=aside
     )
     report["lost"] = gone
+    first = "train" if options.method.method == "autoencoder" else "pretrain"
+    if first in losses and options.method.method != "info_max":  # of an autoencoder
+        report["unexplained"] = scores.summary(losses[first][-1])
     if options.method.merge:
         report["clusters"] = scores.counted(labels_all)
         k = len(report["cluster_sizes"])  # of the run kept

@@ -18,6 +18,7 @@ LOST = {  # what the reasons of lost.py mean
 }
 # Share of images with turns that are not found which is told, where others are: the network learnt.
 ALIKE, LEARNT = 0.05, 0.6
+UNLEARNT = 0.99  # share of the variance that an autoencoder leaves; of texts 0.9 is much
 BY_HEART = 3.0  # a perplexity of texts trained on that is no longer of their language
 FEW_TEXTS = 5000  # of BBC news 2,225 are too few, of AG News 7,600 enough
 
@@ -55,6 +56,12 @@ def score_table(report: Mapping[str, Any]) -> str:
         found = _first(report["nuisance"], " %")
         lines.append(f"Against the nuisance labels, of which the less the better: {found}")
     lines += _pretext(report.get("pretext"))
+    left = _of_sound(report.get("unexplained"))
+    if left is not None and left > UNLEARNT:
+        lines.append(
+            f"The autoencoder leaves {_percent(left)} % of the variance of the rows: nothing is "
+            "learnt yet; train it longer, or raise its learning rate."
+        )
     lines += _lost(report.get("lost", []))
     if best is not None:
         lines.append("The oracle column picks by labels: an upper bound, not a result.")
