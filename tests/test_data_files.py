@@ -48,6 +48,29 @@ def test_csv_npy_npz_and_parquet_give_the_same_rows(tmp_path):
     assert loaded[2][0].names == loaded[3][0].names == ("u", "v", "w")
 
 
+def test_texts_of_a_table_are_its_column_of_that_name(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = ["red, and green", "blue whales\nswim", "apples fall"]
+    lines = ["id,Text,topic", *(f'{i},"{text}",t{i % 2}' for i, text in enumerate(texts))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    columns = {"id": [0, 1, 2], "text": texts, "topic": ["t0", "t1", "t0"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    for file in ("a.csv", "a.parquet"):
+        dataset, labels = data.load(tmp_path / file, labels="topic")
+        assert dataset.kind == "text" and list(dataset.raw) == texts and dataset.names == ()
+        np.testing.assert_array_equal(labels, [0, 1, 0])
+        assert data.load(tmp_path / file)[1] is None
+        assert data.load(tmp_path / file, scaling="tokens")[0].x.shape[0] == 3
+    (tmp_path / "b.csv").write_text("text,u\n1,2\n3,5\n4,4\n")
+    assert data.load(tmp_path / "b.csv")[0].kind == "tabular", "a number is no text"
+    parquet.write_table(pyarrow.table({"text": ["a b", None, "c"]}), tmp_path / "c.parquet")
+    fails("1 rows have no text", tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_text("text,label\nred apples,0\nblue\nblue whales,1\n")
+    fails("line 3: row 1 (counted from 0) has 1 cells", tmp_path / "d.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "header"),
     [

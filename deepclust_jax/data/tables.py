@@ -1,5 +1,6 @@
 """Tables of numbers from csv and parquet; the label column never becomes a feature.
 
+Where a column called text holds no numbers, the rows are its texts, and other columns do not count.
 Columns called label, labels, class or target (in any case) are never features: one of them, or the
 column that `labels` names, becomes the labels. An index that was written with the table is refused.
 """
@@ -10,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deepclust_jax.data import labelling
+from deepclust_jax.data import documents, labelling
 from deepclust_jax.data.errors import DataError
 
-Table = tuple[np.ndarray, Sequence | None, tuple[str, ...]]  # values [n, d], labels, names
+# Values [n, d] or texts, labels, names of the columns of numbers.
+Table = tuple[np.ndarray | list[str], Sequence | None, tuple[str, ...]]
 
 # How pandas calls the index of a table where it writes or reads it as a column.
 _INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
 
 
 def read_csv(path: Path, labels: str | None) -> Table:
-    """Values float64 [n, d], labels or None, feature names (empty without a header line).
+    """Values float64 [n, d] or texts, labels or None, feature names (empty without a header line,
+    and of texts).
 
     Separators are comma, semicolon or tab. The first line is a header if none of its cells is a
     number, if one stands above a number, or if the numbers are 0, 1, 2, ... of at least 4 columns.
@@ -45,6 +48,10 @@ def _read_csv(path: Path, labels: str | None) -> Table:
     names = [cell.strip() for cell in first] if header else None
     columns = names or [str(i) for i in range(len(first))]
     label, features = split_columns(names, len(first), labels, path)
+    text = _text_column(columns, features)
+    if text is not None and len(second) == len(first) and not _is_number(second[text]):
+        found = _csv_column(path, separator, text, columns)
+        return found, _csv_column(path, separator, label, columns), ()
     values = _csv_values(path, separator, header, features, columns)
     if names:
         _refuse_index(path, names, features, values)
@@ -77,6 +84,10 @@ def split_columns(
     if not features:
         raise DataError(f"{path}: expected at least one column of numbers beside the labels")
     return label, features
+
+
+def _text_column(names: Sequence[str], features: Sequence[int]) -> int | None:
+    return next((i for i in features if names[i].lower() == documents.TEXT_FIELD), None)
 
 
 def in_order(
@@ -184,7 +195,9 @@ def _explain_cell(path, separator, header, features, columns) -> None:
             if row[j].strip():
                 found = repr(_short(row[j], 40))
                 if i == header:  # below a number it is no column of names
-                    advice = "drop the column, or name it by --labels; texts go into .jsonl or .txt"
+                    advice = (
+                        "drop the column, name it by --labels, or call it text to cluster its texts"
+                    )
             told = (
                 f"{path}, line {line}: column {columns[j]!r}, row {i - header} (counted from "
                 f"0): expected a number, found {found}; {advice}"
@@ -223,7 +236,7 @@ def _csv_column(path, separator, column: int | None, columns) -> list[str] | Non
 
 
 def read_parquet(path: Path, labels: str | None) -> Table:
-    """Values [n, d] in the columns' common type, labels or None, feature names."""
+    """Values [n, d] in the columns' common type or texts, labels or None, feature names."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -238,6 +251,12 @@ def read_parquet(path: Path, labels: str | None) -> Table:
         raise DataError(f"{path} is not a readable parquet file: {reason}") from None
     names = table.column_names
     label, features = split_columns(names, len(names), labels, path)
+    y = None if label is None else table.column(label).to_pylist()
+    text = _text_column(names, features)
+    if text is not None and pyarrow.types.is_string(table.schema.types[text]):
+        if count := table.column(text).null_count:
+            raise DataError(f"{path}: {count} rows have no text; remove them")
+        return table.column(text).to_pylist(), y, ()
     for i in features:
         kind = table.schema.types[i]
         types = pyarrow.types
@@ -253,5 +272,4 @@ def read_parquet(path: Path, labels: str | None) -> Table:
             )
     values = np.column_stack([table.column(i).to_numpy() for i in features])
     _refuse_index(path, names, features, values)
-    y = None if label is None else table.column(label).to_pylist()
     return values, y, tuple(names[i] for i in features)
