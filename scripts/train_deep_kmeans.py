@@ -11,6 +11,7 @@ What scores to expect is in the README, written there by scripts/reproduce.py.
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from deepclust_jax import command, config
 
+LOCK = "lock"  # in a run directory: held by the process that trains it
 # All that a run leaves in its directory, and so all that --overwrite may delete.
 OF_A_RUN = {
     config.CHECKSUM, config.FILE, "checkpoint", "tensorboard", "metrics.csv",
@@ -32,7 +34,7 @@ OF_A_RUN = {
     "confusion.png", "embedding_map.png", "samples.png", "samples.md",
     "samples.html", "samples", "training.png",
     "made.npy", "made.png", "walk.png", "film.gif", "frames",
-    "made.jsonl",
+    "made.jsonl", LOCK,
 }  # fmt: skip
 
 
@@ -112,7 +114,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     checksums = {config.CHECKSUM: dataset.checksum}
     if made is not None:
         checksums[config.MADE] = f"{len(made)} {arrays.checksum(made)}"
-    folder = prepare_folder(given, options, checksums)
+    with held(options.run.out):  # before --overwrite removes what another process trains
+        folder = prepare_folder(given, options, checksums)
     print(facts(options, dataset, labels), flush=True)
     if options.run.resume:
         for dropped in run.drop_damaged(folder / "checkpoint", options):
@@ -121,7 +124,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     resume = done if options.run.resume else None
     log_file = logs.open_log(folder, resume=resume)
     try:
-        with noted_stop() as stopped:
+        with held(folder), noted_stop() as stopped:
             with log_file as log, progress() as report_epoch:
 
                 def on_epoch(phase, epoch, epochs, metrics):
@@ -394,6 +397,28 @@ def start_jax(options: config.Options) -> None:
         folder = Path.home() / ".cache" / "deepclust_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def held(folder: Path):
+    """Where there is a run, keep other processes from it.
+
+    Raises ConfigError if one trains there. File systems that know no locks are left alone.
+    """
+    if not folder.is_dir() or not config.is_run(folder):
+        yield
+        return
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise config.ConfigError(
+                f"another process trains the run in {folder}; wait for it or stop it, or choose "
+                "another --out"
+            ) from None
+        except OSError:
+            pass
+        yield
 
 
 @contextlib.contextmanager

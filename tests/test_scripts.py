@@ -388,6 +388,20 @@ def test_an_interrupt_that_is_lost_on_its_way_stops_the_run_all_the_same(
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_a_run_that_another_process_trains_is_left_alone(base, tmp_path, flag):
+    """Trap: of two runs in one folder the first ended with options and log of the second."""
+    out = tmp_path / "run"
+    shutil.copytree(base.folder, out)
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    with TRAIN.held(out):
+        args = TINY if flag == "--overwrite" else []
+        assert "another process trains the run in" in refused(TRAIN, *args, "--out", out, flag)
+    assert before.items() <= {f: f.stat().st_mtime_ns for f in out.rglob("*")}.items()
+    with TRAIN.held(out):
+        pass  # it is free again
+
+
 def test_a_stop_while_the_report_is_written_says_how_to_go_on(tmp_path, monkeypatch):
     """Trap: a scheduler's SIGTERM then ended the script without a word."""
     monkeypatch.setattr(run_directory, "write", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
