@@ -312,8 +312,8 @@ def of_next_token(
 
     Of rows held out of training, where there are some (but not of the vocabulary, which is learnt
     from all), and then of as many of those trained on beside; else of those trained on.
-    Perplexities are of sub-words: of other vocabularies they
-    cannot be compared. NaN where all documents are empty.
+    Perplexities are of sub-words: of other vocabularies they cannot be compared. NaN where all
+    documents are empty.
     """
     x, vocabulary = dataset.x, dataset.preprocessing.settings["vocabulary"]
     nets = _reader(options, x.shape[1:])

@@ -192,13 +192,13 @@ def _of_perplexity(told: float | None, known: float | None, by_frequency: float)
     """What a perplexity says, of rows held out where there is one of rows trained on beside."""
     if told is None:
         return []
-    if known is not None and known < 0.5 * told:
-        return ["The texts trained on are known by heart; give fewer --epochs, or more texts."]
     if known is None and told < BY_HEART:
         return ["So low, they are known by heart; --held-out shows how other texts are told."]
-    if told >= 0.9 * by_frequency:
-        return ["That is not well below counting: nothing is learnt yet; train longer."]
-    return []
+    if told < 0.9 * by_frequency:
+        return []
+    if known is not None and known < 0.5 * told:
+        return ["Those trained on are known by heart alone; give fewer --epochs, or more texts."]
+    return ["That is not well below counting: nothing is learnt yet; train longer."]
 
 
 def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
