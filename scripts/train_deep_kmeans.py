@@ -233,12 +233,12 @@ def check_changes(dataset) -> None:
         wanted = "speech" if is_word else "affine" if own.kind == "image" else None
         found = run.change_of(part)
         if found is not None and wanted != ("speech" if found is augment.speech else "affine"):
+            way = "take none, or other sizes"
+            if own.kind == "audio":
+                way = "of sounds give --scaling speech, or of the second modality --partner-scaling"
+                way += " speech"
             raise config.ConfigError(
-                f"--augment each takes {own.kind} rows of shape {part} for others; of sounds give "
-                "--scaling speech, or of the second modality --partner-scaling speech"
-                if own.kind == "audio"
-                else f"--augment each takes {own.kind} rows of shape {part} for others; take none, "
-                "or other sizes"
+                f"--augment each takes {own.kind} rows of shape {part} for others; {way}"
             )
 
 
