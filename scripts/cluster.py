@@ -134,12 +134,16 @@ def rows_for(options: Options, run: Path, column: str | None):
     if second.is_dir() != (options.partner is not None):
         has, give = ("two", "give") if second.is_dir() else ("no two", "leave out")
         raise config.ConfigError(f"the run {run} has {has} modalities; {give} --partner")
+    order = run_directory.pair_order(options.data, options.partner)
     if options.partner is not None:
-        data.check_names(data.row_files(options.data), data.row_files(options.partner))
         own = preprocessing.load(second)
-        found = data.load(options.partner, kind=own.kind, preprocessing=own, limit=limit)
+        found = data.load(
+            options.partner, kind=own.kind, preprocessing=own, order=order, limit=limit
+        )
         dataset = data.paired(dataset, found[0])
-    files = run_directory.files_of(options.data, options.partner, len(dataset.x), limit=limit)
+    files = run_directory.files_of(
+        options.data, options.partner, len(dataset.x), order=order, limit=limit
+    )
     return dataset, files
 
 

@@ -91,6 +91,7 @@ def main_of(methods: Sequence[str], args: list[str] | None) -> int:
 
 def train_and_report(given: config.Options, options: config.Options) -> int:
     """Load, train, write and print; options as given, and resolved without data. -> exit code."""
+    check_number(options)
     try:
         check_folder(options)
     except OSError as error:
@@ -146,6 +147,21 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     print(tables.score_table(report))
     print(f"Run directory: {folder}")
     return 0
+
+
+def check_number(options: config.Options) -> None:
+    """Raise ConfigError where nobody says how many clusters there are: before rows are read, which
+    of sounds takes long."""
+    from deepclust_jax.data import named
+
+    source = options.data.data
+    known = options.data.n_clusters is not None or source in named.NAMED
+    if known or not os.path.exists(source) or config.run_of(source) is not None:
+        return
+    way = "give it; scripts/select_k.py shows what speaks for which"
+    if options.method.method in config.MERGED:
+        way = "give it, or let --merge find it"
+    raise config.ConfigError(f"--n-clusters is needed for {source}; {way}")
 
 
 def check_kind(options: config.Options, dataset) -> None:
@@ -249,11 +265,6 @@ def with_clusters(options: config.Options, dataset, rows) -> config.Options:
     n = dataset.x.shape[0]
     if options.method.merge:
         k = max(count_distinct(rows, k), 2)
-    if k is None:
-        way = "give it; scripts/select_k.py shows what speaks for which"
-        if options.method.method in config.MERGED:
-            way = "give it, or let --merge find it"
-        raise config.ConfigError(f"--n-clusters is needed for {options.data.data}; {way}")
     if n < 2:
         raise config.ConfigError(f"expected 2 rows or more, found {n} in {options.data.data}")
     if not 2 <= k <= n:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
+from PIL import Image
 from test_scripts import CLUSTER, TRAIN, done, refused, report_of
 
 from deepclust_jax import augment, config, data, run, train
@@ -252,31 +255,65 @@ def test_changes_of_modalities_are_of_this_method_alone():
         run.phases(config.resolve(config.parse(args)), (120, 22))
 
 
-def test_files_of_a_pair_have_one_name(tmp_path):
-    """Trap: folders that are paired by the order of their files, where one has a file more in the
-    beginning and one less in the end, or their types decide the order of their names."""
-    names = {"pictures": ("cat/1.png", "cat/2.png", "dog/a.png", "dog/a.q.png")}
-    names["sounds"] = ("1.wav", "2.wav", "a.wav", "a.q.wav")
+def test_files_are_paired_by_name(tmp_path):
+    """Trap: folders paired by the order of their files, where one has a file more in the beginning
+    and one less in the end, or types or sub-folders decide the order."""
+    names = {"pictures": ("cat/2.png", "cat/b.png", "dog/1.png", "dog/b.q.png")}
+    names["sounds"] = ("1.wav", "2.wav", "b.wav", "b.q.wav")
     for folder, files in names.items():
-        for file in files:
+        for number, file in enumerate(files):
             (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / folder / file).touch()
+            if folder == "pictures":
+                pixels = np.full((2, 2), 40 * number, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / file)
+            else:
+                tone = np.sin(0.1 * (1 + number) * np.arange(4000))
+                soundfile.write(tmp_path / folder / file, tone, 8000)
     pictures, sounds = str(tmp_path / "pictures"), str(tmp_path / "sounds")
-    found = run_directory.files_of(pictures, sounds, 4)
-    assert found == {"file": names["pictures"], "partner": names["sounds"]}
+    order = run_directory.pair_order(pictures, sounds)
+    found = run_directory.files_of(pictures, sounds, 4, order=order)
+    assert found == {
+        "file": names["pictures"],
+        "partner": ("2.wav", "b.wav", "1.wav", "b.q.wav"),
+    }
     run_directory.write_labels_by_file(tmp_path / "l.csv", found, np.array([0, 1, 0, 1]))
     lines = (tmp_path / "l.csv").read_text().splitlines()
-    assert lines[:2] == ["file,partner,cluster", "cat/1.png,1.wav,0"]
+    assert lines[:2] == ["file,partner,cluster", "cat/2.png,2.wav,0"]
     assert run_directory.files_of("digits", sounds, 4).keys() == {"partner"}
-    data.check_names(found["file"], found["partner"])
-    data.check_names(found["file"], ())
-    with pytest.raises(data.DataError, match="found cat/2.png and 3.wav as row 1; name them alike"):
-        data.check_names(found["file"], ("1.wav", "3.wav"))
+    assert run_directory.pair_order("digits", sounds) is None
+    alone = data.load(sounds)[0]
+    for limit in (None, 3):
+        both = run_directory.load(config.Data(data=pictures, partner=sounds, limit=limit))
+        clips = data.load(sounds, order=order, limit=limit)[0].raw
+        for row, (file, other) in enumerate(zip(*both.files.values(), strict=True)):
+            assert Path(file).stem == Path(other).stem
+            assert both.dataset.raw[row, 0, 0, 0] == 40 * names["pictures"].index(file)
+            number = names["sounds"].index(other)
+            np.testing.assert_array_equal(clips[row], alone.raw[number])
+            if limit is None:
+                heard = alone.x[number].ravel()
+                np.testing.assert_allclose(both.dataset.x[row, 4:], heard, rtol=1e-4, atol=1e-4)
     (tmp_path / "sounds" / "2.wav").rename(tmp_path / "sounds" / "3.wav")
     args = ["--data", pictures, "--partner", sounds, *TINY, "--out", tmp_path / "run"]
-    assert "expected files of the same names" in refused(TRAIN, *args)
+    assert "expected a file of the same name in both" in refused(TRAIN, *args)
     with pytest.raises(data.DataError, match="changed while it was read"):
         run_directory.files_of("digits", sounds, 5)
+
+
+def test_names_of_pairs_count_as_far_as_both_folders_have_them():
+    np.testing.assert_array_equal(
+        data.matched(["a/1.png", "b/1.png"], ["b/1.wav", "a/1.wav"]), [1, 0]
+    )
+    deep = ["a/x/1.png", "b/x/1.png", "c/2.png"]  # x/1 twice, but for what is above
+    np.testing.assert_array_equal(data.matched(deep, deep[::-1]), [2, 1, 0])
+    assert data.matched(deep, ()) is None
+    for files, others, found in (
+        (["a/1.png", "b/1.png"], ["1.wav", "2.wav"], "a/1.png has its name twice"),
+        (["1.png", "2.png"], ["1.wav", "3.wav"], "2.png is alone"),
+        (["1.png"], ["1.wav", "3.wav"], "3.wav is alone"),
+    ):
+        with pytest.raises(data.DataError, match=found):
+            data.matched(files, others)
 
 
 def test_paired_rows_are_those_of_both(files):

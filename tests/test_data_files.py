@@ -57,7 +57,9 @@ def test_texts_of_a_table_are_its_column_of_that_name(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines))
     columns = {"id": [0, 1, 2], "text": texts, "topic": ["t0", "t1", "t0"]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    for file in ("a.csv", "a.parquet"):
+    long = {**columns, "text": pyarrow.array(texts, pyarrow.large_string())}
+    parquet.write_table(pyarrow.table(long), tmp_path / "long.parquet")
+    for file in ("a.csv", "a.parquet", "long.parquet"):
         dataset, labels = data.load(tmp_path / file, labels="topic")
         assert dataset.kind == "text" and list(dataset.raw) == texts and dataset.names == ()
         np.testing.assert_array_equal(labels, [0, 1, 0])

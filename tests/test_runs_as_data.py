@@ -110,6 +110,19 @@ def test_new_rows_go_through_no_other_run(first, second, tmp_path, monkeypatch):
     assert "whose codes the run in" in refused(cluster, *args, "--overwrite")
 
 
+def test_codes_are_clustered_where_their_data_are_gone(first, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    values = json.loads((copy / "config.json").read_text()) | {"data": str(tmp_path / "gone.npy")}
+    (copy / "config.json").write_text(json.dumps(values))
+    rows, truth, k = run_directory.rows_of(str(copy))
+    np.testing.assert_array_equal(rows, np.load(first / "embeddings.npy"))
+    assert truth is None and k == 10
+    assert f"no labels of {copy}: no file or folder" in capsys.readouterr().err
+    assert run_directory.rows_of(str(first))[1] is not None
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "args, words",
     [

@@ -657,6 +657,14 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, monkeypatc
     assert not Path("out").exists()
 
 
+def test_the_number_of_clusters_is_asked_for_before_rows_are_read(tmp_path):
+    """Trap: minutes of reading sounds, and then a question that their names could have raised."""
+    (tmp_path / "broken.npy").write_text("no rows at all")
+    args = [*TINY, "--data", tmp_path / "broken.npy", "--out", tmp_path / "out"]
+    assert "--n-clusters is needed" in refused(TRAIN, *args)
+    assert "broken.npy" in refused(TRAIN, *args, "--n-clusters", "3")
+
+
 def test_no_space_is_found_before_training(tmp_path, monkeypatch):
     """Trap: a run that fails for want of space at its first checkpoint, after an hour."""
     usage = shutil.disk_usage(tmp_path)._replace(free=2**27)

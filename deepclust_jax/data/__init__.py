@@ -2,15 +2,15 @@
 
 from deepclust_jax.data import preprocessing
 from deepclust_jax.data.clips import Clips
-from deepclust_jax.data.dataset import Dataset, check_names, load, nuisance, paired, row_files
+from deepclust_jax.data.dataset import Dataset, load, matched, nuisance, paired, row_files
 from deepclust_jax.data.errors import DataError
 
 __all__ = [
     "Clips",
     "DataError",
     "Dataset",
-    "check_names",
     "load",
+    "matched",
     "nuisance",
     "paired",
     "preprocessing",

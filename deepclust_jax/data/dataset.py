@@ -1,5 +1,6 @@
 """Load a named data set or an own file: (rows ready to train on, labels or None)."""
 
+import collections
 import difflib
 import hashlib
 import os
@@ -41,6 +42,7 @@ def load(
     kind: str | None = None,
     scaling: str = "auto",
     preprocessing: prep.Preprocessing | None = None,
+    order: np.ndarray | None = None,
     limit: int | None = None,
 ) -> tuple[Dataset, np.ndarray | None]:
     """(dataset, labels): rows ready to train on, and labels int64 [n] from 0 or None.
@@ -54,6 +56,7 @@ def load(
                    (tokens.py), of sounds standard (audio.py) or speech (speech.py)
     preprocessing  a stored one, applied instead of fitting: to cluster new data with a stored run;
                    columns of a table are then matched by their names
+    order          of all rows, by their numbers: for files that are the pair of others (`matched`)
     limit          keep the first `limit` rows of a fixed permutation of the rows
 
     Raises DataError, one line, for every input that cannot be clustered.
@@ -78,9 +81,12 @@ def load(
     arrays.check(raw, name, fitting=preprocessing is None)
     label_file = None if found.from_column else labels
     y, classes = labelling.resolve(found.labels, label_file, len(raw), name)
+    chosen = order
     if limit is not None and limit < len(raw):
         kept = _kept(len(raw), limit)
-        raw, y = _take(raw, kept), None if y is None else y[kept]
+        chosen = kept if order is None else order[kept]
+    if chosen is not None:
+        raw, y = _take(raw, chosen), None if y is None else y[chosen]
     kind = kind or prep.infer_kind(raw)
     if preprocessing is None:
         if scaling == "auto" and entry and kind == entry.kind:
@@ -118,20 +124,31 @@ def paired(one: Dataset, other: Dataset) -> Dataset:
     return replace(one, x=x, checksum=checksum, parts=parts, partner=other.preprocessing)
 
 
-def check_names(files: Sequence[str], others: Sequence[str]) -> None:
-    """Raise DataError for the files of two folders, as of `row_files`, where the two of a row have
-    other names, but for their types; folders that one of them lacks do not count.
+def matched(files: Sequence[str], others: Sequence[str]) -> np.ndarray | None:
+    """Order [n] of the files of a second folder that puts each beside its namesake in the first;
+    both are paths as of `row_files`, and either may be empty, not of a folder: then None.
 
-    Either may be empty: not of a folder.
+    Namesakes differ in the type alone; sub-folders count as far as all files of both have them.
+    Raises DataError where a file has none, or has several.
     """
-    for row, (file, other) in enumerate(zip(files, others, strict=False)):
-        one, two = (PurePosixPath(path).with_suffix("").parts for path in (file, other))
-        shared = min(len(one), len(two))
-        if one[-shared:] != two[-shared:]:
-            raise DataError(
-                f"expected files of the same names in both folders, in the same order and "
-                f"sub-folders, found {file} and {other} as row {row}; name them alike"
-            )
+    if not files or not others:
+        return None
+    both = [[PurePosixPath(path).with_suffix("").parts for path in own] for own in (files, others)]
+    depth = min(len(parts) for own in both for parts in own)
+    if set(both[0]) == set(both[1]):  # whole paths, where some lie deeper than others
+        depth = max(map(len, both[0]))
+    one, other = ([parts[-depth:] for parts in own] for own in both)
+    for own, names, partners in ((files, one, other), (others, other, one)):
+        counts, there = collections.Counter(names), set(partners)
+        for path, name in zip(own, names, strict=True):
+            if counts[name] > 1 or name not in there:
+                fault = "has its name twice" if counts[name] > 1 else "is alone"
+                raise DataError(
+                    f"expected a file of the same name in both folders, but for its type; {path} "
+                    f"{fault}: name the two of a pair alike"
+                )
+    rows = {name: row for row, name in enumerate(other)}
+    return np.array([rows[name] for name in one])
 
 
 def nuisance(
@@ -155,7 +172,9 @@ def nuisance(
     return y if limit is None or limit >= whole else y[_kept(whole, limit)]
 
 
-def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...]:
+def row_files(
+    source: str | Path, *, order: np.ndarray | None = None, limit: int | None = None
+) -> tuple[str, ...]:
     """Paths inside a folder of its rows, in the order of `load`; () where `source` is no folder.
 
     Kept out of `Dataset`, since a path may tell the class.
@@ -163,9 +182,10 @@ def row_files(source: str | Path, *, limit: int | None = None) -> tuple[str, ...
     if _entry(source) or not Path(source).is_dir():
         return ()
     paths = folders.paths(Path(source))
-    all_kept = limit is None or limit >= len(paths)
-    kept = range(len(paths)) if all_kept else _kept(len(paths), limit)
-    return tuple(paths[i].relative_to(source).as_posix() for i in kept)
+    order = np.arange(len(paths)) if order is None else order
+    if limit is not None and limit < len(paths):
+        order = order[_kept(len(paths), limit)]
+    return tuple(paths[i].relative_to(source).as_posix() for i in order)
 
 
 def _read(source: str | Path, labels: str | Path | None, entry: named.Named | None) -> files.Found:

@@ -252,14 +252,14 @@ def read_parquet(path: Path, labels: str | None) -> Table:
     names = table.column_names
     label, features = split_columns(names, len(names), labels, path)
     y = None if label is None else table.column(label).to_pylist()
-    text = _text_column(names, features)
-    if text is not None and pyarrow.types.is_string(table.schema.types[text]):
+    text, types = _text_column(names, features), pyarrow.types
+    is_text = (types.is_string, types.is_large_string)
+    if text is not None and any(own(table.schema.types[text]) for own in is_text):
         if count := table.column(text).null_count:
             raise DataError(f"{path}: {count} rows have no text; remove them")
         return table.column(text).to_pylist(), y, ()
     for i in features:
         kind = table.schema.types[i]
-        types = pyarrow.types
         if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
             raise DataError(
                 f"{path}: column {names[i]!r} holds {kind}, expected numbers; drop the column, or "

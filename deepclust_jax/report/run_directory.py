@@ -216,23 +216,25 @@ def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
         return _load_run(folder, given, with_nuisance)
     if given.partner is not None and config.run_of(given.partner) is not None:
         raise config.ConfigError(
-            f"expected data as --partner, found the run {given.partner}; give its embeddings.npy"
+            f"expected data as --partner, found the run {given.partner}; give its embeddings.npy "
+            "with --partner-scaling codes"
         )
-    if given.partner is not None:  # before what takes long
-        data.check_names(data.row_files(given.data), data.row_files(given.partner))
+    order = pair_order(given.data, given.partner)  # before what takes long
     kind = None if given.kind == "auto" else given.kind
     dataset, labels = data.load(
         given.data, labels=given.labels, kind=kind, scaling=given.scaling, limit=given.limit
     )
     if given.partner is not None:
-        other = data.load(given.partner, scaling=given.partner_scaling, limit=given.limit)[0]
+        other = data.load(
+            given.partner, scaling=given.partner_scaling, order=order, limit=given.limit
+        )[0]
         if given.labels in other.names:
             raise config.ConfigError(
                 f"expected no column {given.labels} of --labels among the features of --partner "
                 f"{given.partner}; remove it there"
             )
         dataset = data.paired(dataset, other)
-    files = files_of(given.data, given.partner, len(dataset.x), limit=given.limit)
+    files = files_of(given.data, given.partner, len(dataset.x), order=order, limit=given.limit)
     nuisance = None
     if with_nuisance:
         nuisance = data.nuisance(given.data, dataset.whole, file=given.nuisance, limit=given.limit)
@@ -372,36 +374,60 @@ def rows_of(
     """Rows [n, d] of a source, their true labels or None, and the number of clusters if known.
 
     The source is a finished run, whose codes are taken as they are, or what `data.load` takes; only
-    there labels, kind and scaling can be given. A large .npy of rows stays on disk.
+    there labels, kind and scaling can be given. Codes do not need the data they are of, but for
+    labels: a line on standard error says that these are gone. A large .npy of rows stays on disk.
 
     Raises DataError or ConfigError.
     """
-    if config.run_of(source) is not None:
+    folder = config.run_of(source)
+    if folder is None:
+        given = config.Data(data=source, labels=labels, kind=kind, scaling=scaling)
+        dataset, truth = load(given, with_nuisance=False)[:2]
+        k = dataset.n_clusters
+    else:
         if labels is not None or (kind, scaling) != ("auto", "auto"):
             raise config.ConfigError(
                 "expected --labels, --kind and --scaling beside data only; a run has its own"
             )
-        scaling = "none"
-    given = config.Data(data=source, labels=labels, kind=kind, scaling=scaling)
-    dataset, truth = load(given, with_nuisance=False)[:2]
+        _read_array(folder / "embeddings.npy")
+        dataset, _ = data.load(folder / "embeddings.npy", kind="tabular", scaling="none")
+        k, truth = clusters_of(folder, run.read_options(folder)), None
+        try:
+            truth = load(config.Data(data=source), with_nuisance=False).labels
+        except (data.DataError, config.ConfigError) as error:
+            print(f"no labels of {source}: {error}", file=sys.stderr)
     if isinstance(dataset.x, preprocessing.Rows) and len(dataset.x.shape) == 2:
-        return dataset.x, truth, dataset.n_clusters
-    return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, dataset.n_clusters
+        return dataset.x, truth, k
+    return np.asarray(dataset.x[:]).reshape(len(dataset.x), -1), truth, k
+
+
+def pair_order(source: str, partner: str | None) -> np.ndarray | None:
+    """The order of the files of `partner` beside those of `source` (`data.matched`); None where
+    one of them is no folder. Raises DataError."""
+    if partner is None:
+        return None
+    return data.matched(data.row_files(source), data.row_files(partner))
 
 
 def files_of(
-    source: str, partner: str | None, n_rows: int, *, limit: int | None = None
+    source: str,
+    partner: str | None,
+    n_rows: int,
+    *,
+    order: np.ndarray | None = None,
+    limit: int | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Paths of the rows inside the folders that data and their second modality are, by the name of
-    a column: `file`, `partner`; empty where neither is a folder.
+    a column: `file`, `partner`, which is in `order`; empty where neither is a folder.
 
     Raises DataError where they are no longer as many as rows.
     """
-    sources = {"file": source} | ({} if partner is None else {"partner": partner})
-    found = {name: data.row_files(own, limit=limit) for name, own in sources.items()}
-    for name, files in found.items():
+    found = {"file": data.row_files(source, limit=limit)}
+    if partner is not None:
+        found["partner"] = data.row_files(partner, order=order, limit=limit)
+    for own, files in zip((source, partner), found.values(), strict=False):
         if files and len(files) != n_rows:
-            raise data.DataError(f"{sources[name]} changed while it was read; run again")
+            raise data.DataError(f"{own} changed while it was read; run again")
     return {name: files for name, files in found.items() if files}
 
 
