@@ -440,6 +440,9 @@ def written(parts: Sequence[Sequence[int]]) -> tuple[str, ...]:
     return tuple("x".join(map(str, part)) for part in parts)
 
 
+_HELP = {"-h", "--help"}
+
+
 def flatten(options: Options) -> dict[str, Any]:
     """The options by their names on the command line, without groups; JSON-able."""
     groups = dataclasses.asdict(options).values()
@@ -458,6 +461,18 @@ def parse(args: Sequence[str] | None = None) -> Options:
         ConfigError: the file of options cannot be read, or has unknown names or unfit values.
     """
     args = list(sys.argv[1:] if args is None else args)
+    read_words = functools.partial(
+        tyro.cli,
+        Options,
+        description="Cluster data with a trained network, over several seeds.",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if not _HELP.isdisjoint(args):
+        default = parse([word for word in args if word not in _HELP])
+        try:
+            read_words(args=["--help"], default=default)  # what the script that asks would do
+        finally:
+            print("\n" + _defaults())
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     finder.add_argument("--out", type=Path)
@@ -475,26 +490,15 @@ def parse(args: Sequence[str] | None = None) -> Options:
     before = flatten(Options()) | values
     if any(getattr(given, n) not in (None, str(before[n])) for n in _DECIDING):
         values = {name: value for name, value in values.items() if name not in derived}
-    read_all = functools.partial(
-        tyro.cli,
-        Options,
-        args=[*_as_arguments(values), *args],
-        description="Cluster data with a trained network, over several seeds.",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    words = [*_as_arguments(values), *args]
     if values:
         try:
             # Some complaints are printed without `console_outputs` too.
             with contextlib.redirect_stderr(io.StringIO()):
-                return read_all(console_outputs=False)
+                return read_words(args=words, console_outputs=False)
         except SystemExit:
             _check_values(file, values)
-    try:
-        return read_all()
-    except SystemExit as end:
-        if not end.code:  # after --help
-            print("\n" + _defaults())
-        raise
+    return read_words(args=words)
 
 
 def read(file: Path) -> dict[str, Any]:

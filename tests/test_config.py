@@ -97,6 +97,16 @@ except SystemExit as done:
         assert re.search(rf"--{name.replace('_', '-')}\s", done.stdout), name
 
 
+def test_help_has_the_defaults_of_the_script_and_the_file_that_are_asked(tmp_path, capsys):
+    """Trap: train_rotation.py --help, which said that the method was dcn."""
+    (tmp_path / "o.toml").write_text("seeds = 17\n")
+    with pytest.raises(SystemExit) as end:
+        config.parse(["--method", "rotation", "-h", "--config", str(tmp_path / "o.toml")])
+    told = capsys.readouterr().out
+    assert end.value.code == 0 and "(default: rotation)" in told and "(default: 17)" in told
+    assert told.count("practical rotation: --epochs") == 1
+
+
 # --- files
 
 
