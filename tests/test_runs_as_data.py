@@ -102,6 +102,11 @@ def test_new_rows_go_through_no_other_run(first, second, tmp_path, monkeypatch):
     settings.write_text(settings.read_text().replace(str(first), str(tmp_path / "gone" / "first")))
     monkeypatch.chdir(tmp_path / "second")
     done(cluster, *args)  # beside it
+    values = json.loads((tmp_path / "second" / "config.json").read_text())
+    values |= {"data": "runs/first"}  # from where it was trained
+    (tmp_path / "second" / "config.json").write_text(json.dumps(values))
+    found = run_directory.load(config.Data(data=str(tmp_path / "second")))
+    np.testing.assert_array_equal(found.labels, data.load("digits", limit=120)[1])
     np.testing.assert_array_equal(np.load(labels), np.load(second[0] / "labels.npy"))
     codes = np.load(tmp_path / "first" / "embeddings.npy")
     np.save(tmp_path / "first" / "embeddings.npy", codes[::-1])

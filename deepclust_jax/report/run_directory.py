@@ -250,13 +250,16 @@ def _load_run(folder: Path, given: config.Data, with_nuisance: bool) -> Loaded:
         )
     path = folder / "embeddings.npy"
     z = _read_array(path)
-    options = run.read_options(folder)
+    options, source = run.read_options(folder), run_before(folder)
+    then = options.data
+    if source is not None:  # wherever it lies by now
+        then = dataclasses.replace(then, data=str(source))
     # A file of nuisance labels that is not needed may be gone.
-    before = load(options.data, with_nuisance=with_nuisance and given.nuisance is None)
+    before = load(then, with_nuisance=with_nuisance and given.nuisance is None)
     if len(before.dataset.x) != len(z) or not _is_of(folder, before.dataset.checksum):
         raise config.ConfigError(
             f"expected the {len(z)} rows that the run in {folder} was trained on in "
-            f"{options.data.data}, found others; they have changed since"
+            f"{then.data}, found others; they have changed since"
         )
     k = clusters_of(folder, options)
     scaling = "codes" if given.scaling == "auto" else given.scaling
