@@ -97,7 +97,7 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     except OSError as error:
         raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
     start_jax(options)
-    from deepclust_jax import run
+    from deepclust_jax import phases, run
     from deepclust_jax.data import arrays
     from deepclust_jax.report import film, logs, run_directory, tables
 
@@ -108,8 +108,8 @@ def train_and_report(given: config.Options, options: config.Options) -> int:
     rows = rows_to_train(options, dataset, made)
     options = with_parts(config.resolve(given, rows.shape[0]), dataset)
     options = with_clusters(options, dataset, rows)
-    run.phases(options, tuple(rows.shape))  # refuses what does not fit the data
-    run.check(options, rows, is_begun=options.run.resume)
+    phases.of(options, tuple(rows.shape))  # refuses what does not fit the data
+    phases.check(options, rows, is_begun=options.run.resume)
     if not options.run.resume:  # of which most is there
         check_space(options, tuple(dataset.x.shape))
     checksums = {config.CHECKSUM: dataset.checksum}
@@ -242,12 +242,12 @@ def with_parts(options: config.Options, dataset) -> config.Options:
 
 def check_changes(dataset) -> None:
     """Raise ConfigError where a modality looks like what `--augment each` changes, and is not."""
-    from deepclust_jax import augment, run
+    from deepclust_jax import augment, phases
 
     for part, own in zip(dataset.parts, (dataset.preprocessing, dataset.partner), strict=True):
         is_word = own.settings.get("scaling") == "speech"
         wanted = "speech" if is_word else "affine" if own.kind == "image" else None
-        found = run.change_of(part)
+        found = phases.change_of(part)
         if found is not None and wanted != ("speech" if found is augment.speech else "affine"):
             way = "take none, or other sizes"
             if own.kind == "audio":

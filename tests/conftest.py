@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from deepclust_jax import run, train
+from deepclust_jax import phases, train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for what is sharded; all else is on the first one
@@ -62,13 +62,13 @@ def let_go_in_time():
 def phases_anew():
     """For a test that puts something in the place of what phases are built of: none are kept from
     before it, nor after it."""
-    run._phases.cache_clear()
+    phases._of.cache_clear()
     yield
-    run._phases.cache_clear()
+    phases._of.cache_clear()
 
 
 def _let_go() -> None:
-    for kept in (run._phases, train._compile, train._jitted, train._embed_jitted):
+    for kept in (phases._of, train._compile, train._jitted, train._embed_jitted):
         kept.cache_clear()
     jax.clear_caches()
     gc.collect()  # of what is left in cycles: programs are let go of with their last reference

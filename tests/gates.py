@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepclust_jax import config, data, losses, metrics, run, train
+from deepclust_jax import config, data, losses, metrics, phases, run, train
 from deepclust_jax.algorithms import dcn
 from deepclust_jax.clustering import graph_embedding
 
@@ -178,7 +178,7 @@ def test_a_broken_dcn_fails(data_dir):
 
     sound = dcn.Config(weight=own.method.weight, hidden=HIDDEN)
     steps = -(-len(x) // own.training.batch_size)
-    rate = run.falling_rate(own.training.learning_rate, steps * JOINT, own.training.decay)
+    rate = phases.falling_rate(own.training.learning_rate, steps * JOINT, own.training.decay)
     algorithm = dcn.build(sound, x.shape[1:], loss=loss, optimizer=optax.adam(rate))
     keys = run.seed_keys(own)
     state = jax.vmap(dcn.warm_start)(train.init(keys, algorithm, x), pretrained("usps").state)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from deepclust_jax import config, run, train
+from deepclust_jax import config, phases, run, train
 from deepclust_jax.report import run_directory
 
 ROOT = Path(__file__).parent.parent
@@ -248,7 +248,7 @@ def test_a_wrong_value_in_a_file_is_refused_in_one_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # no box around it
 
 
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", phases.METHODS)
 def test_what_a_run_writes_reads_back_as_the_same_options(tmp_path, method):
     args = ["--method", method, "--hidden", "16", "8", "--seed", "3", "--out", str(tmp_path)]
     options = resolved(*args)
@@ -264,7 +264,7 @@ def test_what_a_run_writes_reads_back_as_the_same_options(tmp_path, method):
 
 
 @pytest.mark.parametrize("profile", config.PROFILES)
-@pytest.mark.parametrize("method", run.METHODS)
+@pytest.mark.parametrize("method", phases.METHODS)
 def test_resolve_fills_in_what_the_profile_knows_and_nothing_else(method, profile):
     options = config.flatten(resolved("--method", method, "--profile", profile))
     known = config.PROFILES[profile][method]
@@ -378,9 +378,9 @@ def test_resume_and_overwrite_exclude_each_other():
     ],
 )
 def test_phases(args, expected):
-    found = run.phases(resolved(*args.split(), "--hidden", "4"), (20, 5))
+    found = phases.of(resolved(*args.split(), "--hidden", "4"), (20, 5))
     assert [phase._replace(algorithm=None) for phase in found] == [
-        run.Phase(name, stream, None, *rest) for name, stream, *rest in expected
+        phases.Phase(name, stream, None, *rest) for name, stream, *rest in expected
     ]
 
 
@@ -396,14 +396,14 @@ def test_phases(args, expected):
 def test_options_that_do_not_fit_the_rows_are_refused(args, words):
     shape = (20, 8, 8, 1) if "needs --network" in words else (20, 5)
     with pytest.raises(config.ConfigError, match=words):
-        run.phases(resolved(*args.split()), shape)
+        phases.of(resolved(*args.split()), shape)
 
 
 def test_learning_rate_falls_in_a_line_over_the_last_share():
-    rates = [float(run.falling_rate(0.4, 10, 0.4)(step)) for step in range(11)]
+    rates = [float(phases.falling_rate(0.4, 10, 0.4)(step)) for step in range(11)]
     np.testing.assert_allclose(rates, [0.4] * 7 + [0.3, 0.2, 0.1, 0.0], atol=1e-7)
-    assert [float(run.falling_rate(0.4, 10, 0.0)(step)) for step in (0, 9)] == [0.4, 0.4]
-    assert float(run.falling_rate(0.4, 0, 1.0)(0)) == 0.4  # no epochs
+    assert [float(phases.falling_rate(0.4, 10, 0.0)(step)) for step in (0, 9)] == [0.4, 0.4]
+    assert float(phases.falling_rate(0.4, 0, 1.0)(0)) == 0.4  # no epochs
 
 
 def test_the_key_of_a_seed_does_not_depend_on_the_others():
@@ -473,16 +473,16 @@ def test_rows_are_checked_before_anything_is_traced():
         method=config.Method(method="next_token", augment="affine"),
     )
     with pytest.raises(config.ConfigError, match="--augment affine needs images"):
-        run.phases(config.resolve(texts), (50, 64))
+        phases.of(config.resolve(texts), (50, 64))
     words = config.Options(
         data=config.Data(n_clusters=2), method=config.Method(method="dcn", augment="speech")
     )
     with pytest.raises(config.ConfigError, match=r"--augment speech needs sounds \[t, bands, 1\]"):
-        run.phases(config.resolve(words), (50, 20, 40))
+        phases.of(config.resolve(words), (50, 20, 40))
     many = config.Options(
         data=config.Data(n_clusters=200), method=config.Method(method="deep_cluster")
     )
-    phase = run.phases(config.resolve(many), (50_000, 224, 224, 3))[0]
+    phase = phases.of(config.resolve(many), (50_000, 224, 224, 3))[0]
     rows = np.zeros((2, 224, 224, 3), np.float32)
     state = jax.eval_shape(lambda: train.init(jax.random.key(0), phase.algorithm, rows))
     # A GiB of such images are 1,783, and they are what is clustered where they are streamed.
@@ -495,7 +495,7 @@ def test_the_recipe_for_an_accelerator_is_one():
     )
     assert options.network.hidden == config.RESNET_18
     options = dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=10))
-    start, joint = run.phases(options, (50_000, 32, 32, 3))
+    start, joint = phases.of(options, (50_000, 32, 32, 3))
     assert (start.epochs, start.pairs, joint.epochs, joint.pairs) == (500, "", 100, "features")
 
 

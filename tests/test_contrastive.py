@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepclust_jax import augment, config, losses, networks, run, stream, train
+from deepclust_jax import augment, config, losses, networks, phases, run, stream, train
 from deepclust_jax.algorithms import contrastive, dcn, info_max
 from deepclust_jax.clustering import neighbors
 from deepclust_jax.types import Batch
@@ -214,12 +214,12 @@ def test_neighbours_of_rows_that_do_not_fit_are_refused(monkeypatch, method):
     monkeypatch.setattr(stream, "_SAMPLE", 10)
     monkeypatch.setattr(train, "fit", None)
     x = np.zeros((20, 3), np.float32)
-    for call in (run.check, run.execute):
+    for call in (phases.check, run.execute):
         with pytest.raises(config.ConfigError, match="use --limit 10") as error:
             call(options(method), x)
         assert "\n" not in str(error.value)
-    run.check(options("dcn"), x)
-    run.check(options(method), x[:10])
+    phases.check(options("dcn"), x)
+    phases.check(options(method), x[:10])
 
 
 def test_pairs_are_by_rows_first_and_then_by_the_features(monkeypatch):
@@ -249,8 +249,8 @@ def test_views_of_images_are_scaled_and_sheared(monkeypatch):
                 return build(*args, augment=augment, **more)
 
             monkeypatch.setattr(module, "build", noted)
-        run.phases(options(method, "--augment", "affine"), (20, 8, 8, 1))
-        assert seen.count(run._WIDE) == n and seen
+        phases.of(options(method, "--augment", "affine"), (20, 8, 8, 1))
+        assert seen.count(phases._WIDE) == n and seen
         monkeypatch.undo()
 
 

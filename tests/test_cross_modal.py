@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 from test_scripts import CLUSTER, TRAIN, done, refused, report_of
 
-from deepclust_jax import augment, config, data, run, train
+from deepclust_jax import augment, config, data, phases, run, train
 from deepclust_jax.algorithms import cross_modal
 from deepclust_jax.data import named, preprocessing
 from deepclust_jax.report import run_directory
@@ -50,8 +50,8 @@ def test_each_modality_is_changed_by_its_own_change_and_draw():
     assert (found[:16] != 0).all() and (found[16:] == 0).all()
     both = augment.each(((6,), (6,)), [augment.noise, augment.noise])(KEY, jnp.zeros(12))
     assert (both[:6] != both[6:]).all()
-    assert run.change_of((28, 28, 1)) is run._WIDE
-    assert run.change_of((20, 12, 1)) is augment.speech and run.change_of((100,)) is None
+    assert phases.change_of((28, 28, 1)) is phases._WIDE
+    assert phases.change_of((20, 12, 1)) is augment.speech and phases.change_of((100,)) is None
 
 
 def test_agreement_is_that_of_both_papers():
@@ -252,7 +252,7 @@ def test_changes_of_modalities_are_of_this_method_alone():
         config.resolve(options)
     args = [*TINY, "--parts", "4x4x1", "6", "--augment", "affine"]
     with pytest.raises(config.ConfigError, match=r"found rows \(22,\); of pairs take each"):
-        run.phases(config.resolve(config.parse(args)), (120, 22))
+        phases.of(config.resolve(config.parse(args)), (120, 22))
 
 
 def test_files_are_paired_by_name(tmp_path):

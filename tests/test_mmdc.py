@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from deepclust_jax import config, metrics, run, train
+from deepclust_jax import config, metrics, phases, run, train
 from deepclust_jax.algorithms import mmdc
 from deepclust_jax.report import pretext
 from deepclust_jax.types import Batch
@@ -110,7 +110,7 @@ def test_turns_found_are_reported_by_class():
     args = ["--n-clusters", "3", "--method", "mmdc", "--hidden", "4", "--embed-dim", "5"]
     options = config.resolve(config.parse([*args, "--held-out", "8", "--seeds", "2"]))
     x = np.random.default_rng(0).random((20, 6, 6, 1), np.float32)
-    algorithm = run.phases(options, (12, 6, 6, 1))[-1].algorithm
+    algorithm = phases.of(options, (12, 6, 6, 1))[-1].algorithm
     states = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
     nets = mmdc.build_nets(mmdc.Config(hidden=(4,), embed_dim=5), x.shape[1:])
     wanted = jax.vmap(lambda state: mmdc.accuracy(state, x[12:], nets))(states)
@@ -141,7 +141,7 @@ def test_half_of_the_steps_are_of_turns_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(mmdc, "build", lambda own, *args, **more: seen.append(own))
     args = ["--n-clusters", "3", "--method", "mmdc", "--epochs", "6", "--batch-size", "10"]
-    run.phases(config.resolve(config.parse(args)), (40, 8, 8, 1))
+    phases.of(config.resolve(config.parse(args)), (40, 8, 8, 1))
     assert seen[0].turns_first == 4 * 6 // 2
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepclust_jax import augment, config, networks, run, train
+from deepclust_jax import augment, config, networks, phases, train
 from deepclust_jax.algorithms import contrastive, info_max
 from deepclust_jax.types import Batch
 
@@ -81,12 +81,12 @@ def test_convolutions_learn_of_smaller_views_and_measure_them(monkeypatch, phase
     x = jnp.ones((32, 32, 3))
     for network, side in (("conv", 24), ("resnet", 32)):
         given = options("--method", "info_max", "--augment", "photo", "--network", network)
-        run.phases(given, (20, *x.shape))
+        phases.of(given, (20, *x.shape))
         for own, change in seen.values():
             assert own.of_views
             assert change(KEY, x).shape == (side, side, 3)
         assert set(seen) == {"contrastive", "info_max"}
-    run.phases(options("--method", "info_max", "--augment", "affine"), (20, *x.shape))
+    phases.of(options("--method", "info_max", "--augment", "affine"), (20, *x.shape))
     assert not any(own.of_views for own, _ in seen.values())
 
 
@@ -152,9 +152,9 @@ def test_a_photograph_is_its_own_pair():
         for change, by_rows in (("photo", ""), ("affine", "rows")):
             given = options("--method", method, "--augment", change)
             wanted = [p or by_rows for p in expected]
-            assert [phase.pairs for phase in run.phases(given, shape)] == wanted
+            assert [phase.pairs for phase in phases.of(given, shape)] == wanted
     alone = options("--method", "info_max", "--augment", "photo", "--pretrain-epochs", "0")
-    assert [phase.pairs for phase in run.phases(alone, shape)] == [""]
+    assert [phase.pairs for phase in phases.of(alone, shape)] == [""]
 
 
 def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch, phases_anew):
@@ -165,7 +165,7 @@ def test_photographs_are_told_apart_sharply_and_for_long(monkeypatch, phases_ane
     for change, temperature, epochs in (("photo", 0.1, 200), ("affine", 0.5, 93)):
         given = config.parse(["--n-clusters", "3", "--method", "info_max", "--augment", change])
         given = config.resolve(given, 10_000)
-        run.phases(given, (10_000, 8, 8, 3))
+        phases.of(given, (10_000, 8, 8, 3))
         assert seen.pop() == temperature
         assert (given.training.pretrain_epochs, given.training.epochs) == (epochs, 40)
         assert given.network.network == ("conv" if change == "photo" else "mlp")
@@ -197,7 +197,7 @@ def test_convolutions_see_what_is_in_a_picture_wherever_it_is():
 def test_options_that_do_not_fit_are_refused(args, row, words):
     method = [] if "--method" in args else ["--method", "contrastive"]
     with pytest.raises(config.ConfigError, match=words):
-        run.phases(options(*args, *method), (20, *row))
+        phases.of(options(*args, *method), (20, *row))
 
 
 def test_resnet_18_has_its_published_size():

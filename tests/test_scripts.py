@@ -23,7 +23,7 @@ import pytest
 import rich.progress
 from sklearn.cluster import KMeans
 
-from deepclust_jax import checkpoint, command, config, data, metrics, run, train
+from deepclust_jax import checkpoint, command, config, data, metrics, phases, run, train
 from deepclust_jax.clustering import consensus, kmeans, streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, run_directory, tables
@@ -155,7 +155,7 @@ def test_the_report_shows_simpler_ways_on_the_same_rows_and_seeds(base, digits):
     assert set(found) == {baselines.ROWS, baselines.START}
     options = run.read_options(base.folder)
     dataset, _ = data.load("digits", limit=200)
-    first = run.phases(options, dataset.x.shape)[0]
+    first = phases.of(options, dataset.x.shape)[0]
     store = base.folder / "checkpoint" / "pretrain"
     state = run.load_state(store, first, run.seed_keys(options), dataset.x.shape[1:])
     labels = train.embed(first.algorithm, state, dataset.x)[1]
@@ -881,10 +881,10 @@ def test_methods_have_phases_of_their_networks(method, network):
     given = options_of(method, network)
     if network not in NETWORKS[method]:
         with pytest.raises(config.ConfigError, match=f"--network .*found {network}"):
-            run.phases(given, shape)
+            phases.of(given, shape)
         return
     x = jax.ShapeDtypeStruct((8, *shape[1:]), np.float32)
-    for phase in run.phases(given, shape):
+    for phase in phases.of(given, shape):
         batch = Batch(x, *(jax.ShapeDtypeStruct((8,), kind) for kind in (np.int32, np.float32)))
         batch = batch._replace(partner=x if phase.pairs else None)
         state = jax.eval_shape(phase.algorithm.init, key, batch)
@@ -898,28 +898,28 @@ def test_methods_have_phases_of_their_networks(method, network):
 def test_the_same_options_are_compiled_once():
     """Also of another folder and other rows, and where numbers come as lists."""
     shape = (40, 8)
-    (one,) = run.phases(options_of("cluster_gan", "mlp", prior=(1, 1, 2)), shape)
+    (one,) = phases.of(options_of("cluster_gan", "mlp", prior=(1, 1, 2)), shape)
     same = dataclasses.replace(
         options_of("cluster_gan", "mlp", prior=[1, 1, 2]),
         data=config.Data(data="usps", n_clusters=3),
         network=dataclasses.replace(options_of("cluster_gan", "mlp").network, hidden=[256, 256]),
         run=config.Run(out=Path("runs/other"), seeds=3),
     )
-    assert run.phases(same, shape)[0].algorithm is one.algorithm
+    assert phases.of(same, shape)[0].algorithm is one.algorithm
     arrays = dataclasses.replace(
         same, training=dataclasses.replace(same.training, batch_size=np.array(256))
     )
-    assert run.phases(arrays, shape)[0].algorithm is one.algorithm
+    assert phases.of(arrays, shape)[0].algorithm is one.algorithm
     given = options_of("autoencoder", "mlp")
     wrong, right = (
-        run.phases(dataclasses.replace(given, network=network), shape)[0].algorithm
+        phases.of(dataclasses.replace(given, network=network), shape)[0].algorithm
         for network in (dataclasses.replace(given.network, embed_dim=d) for d in (3.0, 3))
     )
     assert wrong is not right  # though 3.0 == 3
     even = options_of("cluster_gan", "mlp")
     for other, rows in ((even, shape), (same, (80, 8)), (same, (40, 9))):
-        assert run.phases(other, rows)[0].algorithm is not one.algorithm
-    assert run.phases(same, shape, is_bounded=True)[0].algorithm is not one.algorithm
+        assert phases.of(other, rows)[0].algorithm is not one.algorithm
+    assert phases.of(same, shape, is_bounded=True)[0].algorithm is not one.algorithm
 
 
 def test_a_run_of_before_an_option_came_is_one(base, tmp_path):
@@ -976,9 +976,9 @@ def test_a_run_that_is_refused_for_its_rows_leaves_nothing(tmp_path):
 def test_features_that_are_constant_say_nothing_of_the_scale(tmp_path, monkeypatch):
     x = np.zeros((50, 2000), np.float32)
     x[:, :3] = np.random.default_rng(0).normal(size=(50, 3))
-    run._check_deviation(x)
+    phases._check_deviation(x)
     with pytest.raises(config.ConfigError, match="take --scaling auto or standard"):
-        run._check_deviation(100 * x)
+        phases._check_deviation(100 * x)
     # What has begun goes on, whatever was checked when it did.
     args = ["--method", "autoencoder", "--n-clusters", "3", "--scaling", "none", "--seeds", "1"]
     args += ["--epochs", "1", "--hidden", "4", "--embed-dim", "2"]

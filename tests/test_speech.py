@@ -7,7 +7,7 @@ import pytest
 import scipy.fft
 import scipy.interpolate
 
-from deepclust_jax import augment, config, data, run
+from deepclust_jax import augment, config, data, phases
 from deepclust_jax.data import audio, preprocessing, speech
 from deepclust_jax.types import Batch
 
@@ -241,7 +241,7 @@ def test_sounds_that_are_no_words_have_time_and_bands_hidden(monkeypatch, phases
     for bands, wanted in ((speech.COEFFICIENTS, "speech"), (40, "masks")):
         seen.clear()
         x = jnp.ones((4, 20, bands, 1))
-        algorithm = run.phases(options, x.shape)[0].algorithm
+        algorithm = phases.of(options, x.shape)[0].algorithm
         rows = Batch(x, jnp.arange(4), jnp.ones(4), partner=x)
         state = jax.eval_shape(algorithm.init, KEY, rows)
         jax.eval_shape(algorithm.step, KEY, state, rows)

@@ -11,7 +11,7 @@ import soundfile
 from test_scripts import ROOT, TRAIN, done, refused, report_of, script
 from test_speech import RATE, word
 
-from deepclust_jax import config, data, metrics, run, train
+from deepclust_jax import config, data, metrics, phases, run, train
 from deepclust_jax.algorithms import next_frame
 from deepclust_jax.report import pretext, run_directory, tables
 from deepclust_jax.types import Batch
@@ -217,7 +217,7 @@ def test_what_is_told_without_learning_needs_no_network(sounds):
     x = data.load(sounds[0], scaling="speech")[0].x
     args = ["--method", "next_frame", "--n-clusters", "2", "--hidden", "8", "--embed-dim", "4"]
     options = config.resolve(config.parse([*args, "--seeds", "2"]), len(x))
-    algorithm = run.phases(options, x.shape)[-1].algorithm
+    algorithm = phases.of(options, x.shape)[-1].algorithm
     state = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
     params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.params)
     trained = types.SimpleNamespace(state=state.replace(params=params))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
-from deepclust_jax import config, data, run, train
+from deepclust_jax import config, data, phases, run, train
 from deepclust_jax.metrics import classifier
 from deepclust_jax.report import film, lost, pretext, run_directory
 from deepclust_jax.types import Batch
@@ -288,7 +288,7 @@ def test_frames_of_a_film_are_of_the_same_latents(monkeypatch, tmp_path):
         60,
     )
     x = data.load("digits", limit=60)[0].x
-    (phase,) = run.phases(options, x.shape, is_bounded=True)
+    (phase,) = phases.of(options, x.shape, is_bounded=True)
     state = train.init(run.seed_keys(options), phase.algorithm, x)
     watch = film.watcher(tmp_path, options, x, "image")
     for epoch in (1, 2):
@@ -333,7 +333,7 @@ def test_the_generators_rate_falls_with_the_steps_of_the_game():
     """Trap: a schedule that counts every fifth step never comes to its end."""
     given = options("--objective", "wasserstein", "--epochs", "4", "--batch-size", "10",
                     "--hidden", "8", "--embed-dim", "2")  # fmt: skip
-    algorithm = run.phases(given, (50, 3))[0].algorithm
+    algorithm = phases.of(given, (50, 3))[0].algorithm
     rows = jax.random.normal(jax.random.key(0), (10, 3))
     batch = Batch(rows, jnp.arange(10), jnp.ones(10))
     state = algorithm.init(jax.random.key(0), batch)
@@ -361,16 +361,18 @@ def options(*args):
 def test_options_reach_the_algorithm():
     given = options("--objective", "wasserstein", "--penalty", "3", "--hidden", "9", "7",
                     "--embed-dim", "5", "--learning-rate", "0.5")  # fmt: skip
-    own = run.game_config(given, is_bounded=True)
+    own = phases.game_config(given, is_bounded=True)
     assert (own.objective, own.penalty, own.ratio, own.hidden) == ("wasserstein", 3.0, 5, (9, 7))
     assert (own.n_clusters, own.embed_dim, own.learning_rate) == (3, 5, 0.5) and own.is_bounded
-    plain = run.game_config(options(), is_bounded=False)
+    plain = phases.game_config(options(), is_bounded=False)
     assert (plain.objective, plain.penalty, plain.ratio) == ("logistic", 10.0, 1)
 
 
 def test_rows_in_0_to_1_are_told_from_others():
-    assert run.is_bounded(np.array([[0.0, 1.0]])) and not run.is_bounded(np.array([[0.0, 1.1]]))
-    assert not run.is_bounded(np.array([[-0.1, 1.0]]))
+    assert phases.is_bounded(np.array([[0.0, 1.0]])) and not phases.is_bounded(
+        np.array([[0.0, 1.1]])
+    )
+    assert not phases.is_bounded(np.array([[-0.1, 1.0]]))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ def test_rows_in_0_to_1_are_told_from_others():
 def test_what_does_not_fit_is_refused(args, words):
     with pytest.raises(config.ConfigError, match=words):
         shape = (50, 16) if "pendigits" in args else (50, 8, 8, 1)
-        run.phases(options(*args), shape)
+        phases.of(options(*args), shape)
 
 
 def test_objectives_of_gan_are_none_of_info_max():
@@ -484,7 +486,7 @@ def test_a_walk_begins_and_ends_at_its_latents():
 )
 def test_a_prior_that_does_not_fit_is_refused(args, words):
     with pytest.raises(config.ConfigError, match=words):
-        run.phases(options("--method", "cluster_gan", *args), (50, 8))
+        phases.of(options("--method", "cluster_gan", *args), (50, 8))
     with pytest.raises(config.ConfigError, match="is no option of --method gan"):
         options("--prior", "1", "1", "1")
 

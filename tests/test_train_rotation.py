@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
-from deepclust_jax import config, data, run, train
+from deepclust_jax import config, data, phases, run, train
 from deepclust_jax.algorithms import rotation
 from deepclust_jax.data import preprocessing
 
@@ -51,7 +51,7 @@ def test_turns_and_blocks_are_reported(run_of_digits):
 def test_the_block_may_be_given():
     shape = (60, 8, 8, 1)
     images = config.parse(["--method", "rotation", "--block", "2", "--n-clusters", "3"])
-    algorithm = run.phases(config.resolve(images), shape)[0].algorithm
+    algorithm = phases.of(config.resolve(images), shape)[0].algorithm
     x = jax.random.normal(jax.random.key(0), shape)
     state = train.init(jax.random.key(0), algorithm, x)
     assert int(train.refresh(jax.random.key(0), algorithm, state, x).block) == 1

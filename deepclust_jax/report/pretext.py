@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax import config, metrics, run, train
+from deepclust_jax import config, metrics, phases, run, train
 from deepclust_jax.algorithms import deep_cluster, next_frame, next_token
 from deepclust_jax.clustering import kmeans, neighbors
 from deepclust_jax.data import Dataset, tokens
@@ -28,7 +28,7 @@ def of_turns(
     share of images of which no run finds more than half of the turns, as of those that look alike
     when they are turned; where there are labels, the turns found by class show which.
     """
-    module, network = run.METHODS[options.method.method], options.network
+    module, network = phases.METHODS[options.method.method], options.network
     own = module.Config(hidden=tuple(network.hidden), embed_dim=network.embed_dim)
     nets = module.build_nets(own, x.shape[1:])
     rows, which = _told(options, x)
@@ -114,10 +114,10 @@ class Maker(NamedTuple):
 
 def makers(options: config.Options, x: Any) -> Callable[[Any], Maker]:
     """The generator of a state [], for rows x of which the last may have been held out."""
-    module = run.METHODS[options.method.method]
+    module = phases.METHODS[options.method.method]
     # As training saw it: by the first rows of those that were not held out.
-    first = x[: min(run.FIRST, len(x) - options.data.held_out)]
-    own = run.game_config(options, run.is_bounded(first))
+    first = x[: min(phases.FIRST, len(x) - options.data.held_out)]
+    own = phases.game_config(options, phases.is_bounded(first))
     nets = module.build_nets(own, x.shape[1:])
     return lambda state: Maker(
         lambda key, n, *clusters: module.latents(key, n, own, *clusters),

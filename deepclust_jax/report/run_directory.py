@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deepclust_jax import config, data, game, metrics, run, train
+from deepclust_jax import config, data, game, metrics, phases, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import (
     baselines,
@@ -49,7 +49,7 @@ def write(
     dataset, labels, nuisance, files, shown = loaded
     z_all, labels_all = train.embed(trained.algorithm, trained.state, dataset.x)
     logged = logs.read_metrics(folder)
-    losses = {name: logged[name]["loss"] for name in run.PHASES if "loss" in logged.get(name, {})}
+    losses = {name: logged[name]["loss"] for name in phases.NAMES if "loss" in logged.get(name, {})}
     objectives, chosen_by = np.zeros(len(labels_all)), "final loss"
     if losses:
         objectives = list(losses.values())[-1][-1]
