@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
+from deepclust_jax import profiles
+
 FILE = "config.json"  # in a run directory; it marks a folder as one, which may be overwritten
 CHECKSUM = "data.sha256"  # in a run directory: of the rows that it was trained on
 MADE = "made.sha256"  # in a run directory: rows of --made, how many and their checksum
@@ -258,156 +260,6 @@ class Options:
     run: Annotated[Run, tyro.conf.OmitArgPrefixes] = Run()
 
 
-# What None stands for. The same for all data sets; an option that a method does not have is absent.
-# Sources of the paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see
-# algorithms/autoencoder.py); the others, their papers, dec and idec for the 20,000 steps that 73
-# epochs are on MNIST. Contrastive and info_max have no paper with this network: the epochs are of
-# the order of SimCLR's and SCAN's; nor has next_token, whose network is larger there. The practical
-# autoencoder has more than half of its training in epochs times rate: 60 times 0.2, where the
-# paper's has 300 times 0.067.
-_NETWORK = {"hidden": (500, 500, 2000), "embed_dim": 10}
-_AUTOENCODER = {
-    **_NETWORK, "epochs": 60, "learning_rate": 0.2, "decay": 0.2, "metric": "adaptive"
-}  # fmt: skip
-RESNET_18 = (64, 128, 256, 512)
-_PAIRS = {"hidden": (512, 512), "embed_dim": 64, "learning_rate": 1e-3, "decay": 1.0}
-_BLOCKS = {
-    "network": "conv", "hidden": (16, 32, 64), "embed_dim": 32, "learning_rate": 2e-3, "decay": 1.0
-}  # fmt: skip
-# Of --augment photo: convolutions, and the rate of the contrastive phase.
-_PHOTO = {
-    "contrastive": {"network": "conv", "learning_rate": 2e-3},
-    "info_max": {"network": "conv", "pretrain_learning_rate": 2e-3},
-}
-GAMES = ("gan", "info_gan", "cluster_gan", "bi_gan")  # of generator and discriminator
-_LIPSCHITZ = 10.0  # of --objective wasserstein, in every profile (Gulrajani et al. 2017)
-_GAN = {
-    "hidden": (256, 256), "embed_dim": 32, "epochs": 50, "learning_rate": 1e-3, "decay": 1.0,
-    "objective": "logistic",
-}  # fmt: skip
-_CODED_GAN = {**_GAN, "penalty": 1.0, "prior": None, "labelled_by": "code"}
-_NEXT_TOKEN = {
-    "network": "gru", "hidden": (128,), "embed_dim": 64, "batch_size": 32,
-    "learning_rate": 3e-3, "decay": 1.0,
-}  # fmt: skip
-_NEXT_FRAME = {
-    "network": "gru", "hidden": (128,), "embed_dim": 32, "learning_rate": 1e-3, "decay": 1.0,
-}  # fmt: skip
-_PRETRAINED_PAIRS = {
-    "pretrain_epochs": 40,
-    "pretrain_learning_rate": _PAIRS["learning_rate"],
-    "objective": "information",
-}
-_PRETRAINED = {  # the same, so that one autoencoder serves all methods
-    **_NETWORK,
-    "pretrain_epochs": _AUTOENCODER["epochs"],
-    "pretrain_learning_rate": _AUTOENCODER["learning_rate"],
-    "decay": _AUTOENCODER["decay"],
-    "metric": _AUTOENCODER["metric"],
-}
-_PRETRAINED_PAPER = {
-    **_NETWORK,
-    "pretrain_epochs": 50,
-    "pretrain_learning_rate": 0.067,
-    "decay": 0.0,
-    "metric": "euclidean",
-}
-_DKM_ANNEALED = {"epochs": 200, "weight": 0.1, "alpha": 0.1}  # with --pretrain-epochs 0
-PROFILES: dict[str, dict[str, dict[str, Any]]] = {
-    "practical": {
-        "autoencoder": _AUTOENCODER,
-        "dcn": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 2.0},
-        "dkm": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.0, "alpha": 1e3},
-        "dec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4},
-        "idec": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-4, "weight": 1.5},
-        "vade": {**_PRETRAINED, "epochs": 20, "learning_rate": 1e-3, "likelihood": "gaussian"},
-        "n2d": {**_PRETRAINED, "epochs": 0, "learning_rate": _AUTOENCODER["learning_rate"]},
-        "contrastive": {**_PAIRS, "epochs": 40},
-        "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "epochs": 40},
-        "rotation": {**_BLOCKS, "epochs": 5},
-        "mmdc": {**_BLOCKS, "epochs": 20},
-        "deep_cluster": {**_BLOCKS, "learning_rate": 1e-3, "epochs": 20},
-        "next_token": {**_NEXT_TOKEN, "epochs": 7},
-        "next_frame": {**_NEXT_FRAME, "epochs": 20},
-        "cross_modal": {**_PAIRS, "epochs": 20},
-        "gan": {**_GAN, "penalty": 10.0},
-        "info_gan": _CODED_GAN,
-        "cluster_gan": _CODED_GAN,
-        "bi_gan": _CODED_GAN,
-    },
-    "paper": {
-        "autoencoder": {
-            **_NETWORK,
-            "epochs": 300,
-            "learning_rate": 0.067,
-            "decay": 0.0,
-            "metric": "euclidean",
-        },
-        "dcn": {**_PRETRAINED_PAPER, "epochs": 50, "learning_rate": 1e-3, "weight": 0.05},
-        "dkm": {
-            **_PRETRAINED_PAPER,
-            "epochs": 100,
-            "learning_rate": 1e-3,
-            "weight": 1.0,
-            "alpha": 1e3,
-        },
-        "dec": {**_PRETRAINED_PAPER, "epochs": 73, "learning_rate": 0.01},
-        "idec": {**_PRETRAINED_PAPER, "epochs": 73, "learning_rate": 1e-3, "weight": 1.5},
-        "vade": {
-            **_PRETRAINED_PAPER,
-            "epochs": 3000,
-            "learning_rate": 2e-3,
-            "likelihood": "bernoulli",
-        },
-        "n2d": {
-            **_PRETRAINED_PAPER,
-            "pretrain_epochs": 1000,
-            "epochs": 0,
-            "learning_rate": 0.067,
-        },
-        "contrastive": {**_PAIRS, "epochs": 1000},
-        "info_max": {**_PAIRS, **_PRETRAINED_PAIRS, "pretrain_epochs": 500, "epochs": 100},
-        "rotation": {**_BLOCKS, "hidden": (96, 192, 192, 192), "epochs": 200},
-        "mmdc": {**_BLOCKS, "hidden": (96, 192, 192, 192), "epochs": 400},
-        "deep_cluster": {
-            **_BLOCKS,
-            "hidden": (96, 192, 192, 192),
-            "embed_dim": 256,
-            "epochs": 200,
-        },
-        "next_token": {**_NEXT_TOKEN, "hidden": (512, 512), "epochs": 50},
-        "next_frame": {**_NEXT_FRAME, "hidden": (512, 512, 512), "epochs": 100},
-        "cross_modal": {**_PAIRS, "epochs": 200},
-        "gan": {**_GAN, "hidden": (1200, 1200), "epochs": 500, "penalty": 0.0},
-        "info_gan": {**_CODED_GAN, "hidden": (1024, 1024), "epochs": 500, "penalty": 0.0},
-        "cluster_gan": {
-            **_CODED_GAN,
-            "hidden": (1024, 1024),
-            "epochs": 500,
-            "objective": "wasserstein",
-            "penalty": _LIPSCHITZ,
-            "learning_rate": 1e-4,
-        },  # fmt: skip
-        "bi_gan": {**_CODED_GAN, "hidden": (1024, 1024), "epochs": 400, "penalty": 0.0},
-    },
-}
-
-
-# Few rows make short epochs: where the number of epochs is left open, the practical profile takes
-# at least so many steps, just below those of 60 and 20 epochs on the 9,298 rows of USPS. On digits
-# 60 epochs are 480 steps, and its clusters were worse than those of k-means on the rows.
-# Contrastive features of the same rows still gain from 40 epochs to 100, and those of photographs,
-# which tell each from all others, from 40 epochs on 10,000 rows to 120.
-_LEAST_STEPS = {
-    "autoencoder": 2000, "joint": 700, "contrastive": 3700, "photo": 8000, "rotation": 1000,
-    "mmdc": 1000, "deep_cluster": 1000, "next_token": 1000, "next_frame": 1000, "cross_modal": 1000,
-    **dict.fromkeys(GAMES, 3000),
-}  # fmt: skip
-
-_OBJECTIVES = {
-    "info_max": ("information", "agreement", "invariance"),
-    **dict.fromkeys(GAMES, ("logistic", "hinge", "wasserstein")),
-}
 _WITH_CENTROIDS = ("dcn", "dkm", "dec", "idec")
 _ON_PAIRS = ("contrastive", "info_max")
 MERGED = ("dcn", "n2d", "contrastive")  # which can find the number of clusters
@@ -486,7 +338,9 @@ def parse(args: Sequence[str] | None = None) -> Options:
     values = {} if file is None else read(file)
     derived = values.pop(DERIVED, [])
     if derived and "sizes" not in values:  # of a time when the network was of no method's own
-        derived += [name for name in _NETWORK if values.get(name) == plain(_NETWORK[name])]
+        derived += [
+            name for name in profiles.NETWORK if values.get(name) == plain(profiles.NETWORK[name])
+        ]
     before = flatten(Options()) | values
     if any(getattr(given, n) not in (None, str(before[n])) for n in _DECIDING):
         values = {name: value for name, value in values.items() if name not in derived}
@@ -603,14 +457,15 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
         found, known = getattr(options.method, name), _choices(Method, name)
         if found not in known:
             raise ConfigError(f"expected --{name} {', '.join(known)}, found {found!r}")
-    defaults = {"network": "mlp", "batch_size": 256} | PROFILES[options.method.profile][method]
+    defaults = {"network": "mlp", "batch_size": 256}
+    defaults |= profiles.PROFILES[options.method.profile][method]
     is_usual = options.method.profile == "practical" and options.network.network in (None, "conv")
     if options.method.augment == "photo" and is_usual:
-        defaults = defaults | _PHOTO.get(method, {})
-    if options.method.objective == "wasserstein" and method in GAMES:
-        defaults = defaults | {"penalty": _LIPSCHITZ}  # without, that is no distance
+        defaults = defaults | profiles.PHOTO.get(method, {})
+    if options.method.objective == "wasserstein" and method in profiles.GAMES:
+        defaults = defaults | {"penalty": profiles.LIPSCHITZ}  # without, that is no distance
     if options.network.network == "resnet":
-        defaults = defaults | {"hidden": RESNET_18}
+        defaults = defaults | {"hidden": profiles.RESNET_18}
     if method in _WITH_CENTROIDS:
         defaults = defaults | {"sizes": None, "resets": None}
     if method == "rotation":
@@ -618,9 +473,9 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     if options.training.pretrain_epochs == 0:
         defaults = {k: v for k, v in defaults.items() if k not in _OF_PRETRAINING}
         if method == "dkm":
-            defaults |= _DKM_ANNEALED
+            defaults |= profiles.DKM_ANNEALED
         if method == "n2d":
-            defaults |= {"epochs": _AUTOENCODER["epochs"]}
+            defaults |= {"epochs": profiles.AUTOENCODER["epochs"]}
         method += " --pretrain-epochs 0"
     groups: dict[str, Any] = {}
     own = (
@@ -634,7 +489,7 @@ def resolve(options: Options, n_rows: int | None = None) -> Options:
     for name in (*_SCHEDULE, "batch_size"):
         groups |= _filled(options, "training", name, defaults, method, groups)
     given, options = options, dataclasses.replace(options, **groups)
-    objective, known = options.method.objective, _OBJECTIVES.get(options.method.method)
+    objective, known = options.method.objective, profiles.OBJECTIVES.get(options.method.method)
     if known and objective not in known:
         raise ConfigError(
             f"expected --objective {', '.join(known)} beside --method {method}, found {objective}"
@@ -723,11 +578,12 @@ def _lengthened(given: Options, options: Options, n_rows: int) -> Training:
     method = options.method.method
     pairs = "photo" if options.method.augment == "photo" else "contrastive"
     start = pairs if method == "info_max" else "autoencoder"
-    own = pairs if method == "contrastive" else method if method in _LEAST_STEPS else "joint"
+    own = method if method in profiles.LEAST_STEPS else "joint"
+    own = pairs if method == "contrastive" else own
     for name, kind in (("pretrain_epochs", start), ("epochs", own)):
         epochs = getattr(training, name)
         if epochs and getattr(given.training, name) is None:
-            least = -(-_LEAST_STEPS[kind] // steps)
+            least = -(-profiles.LEAST_STEPS[kind] // steps)
             training = dataclasses.replace(training, **{name: max(epochs, least)})
     return training
 
@@ -788,14 +644,14 @@ def _defaults() -> str:
     """What None stands for, by profile and method: the end of --help."""
     lines = ["Where an option says None:"]
     names = (*_SCHEDULE, "metric", "weight", "alpha", "objective", "penalty", "likelihood")
-    for profile, methods in PROFILES.items():
+    for profile, methods in profiles.PROFILES.items():
         for method, values in methods.items():
             given = {n.replace("_", "-"): values[n] for n in names if n in values}
             shown = " ".join(
                 f"--{n} {v if isinstance(v, str) else format(v, 'g')}" for n, v in given.items()
             )
             lines.append(f"{profile} {method}: {shown}")
-    least = {name: format(steps, ",") for name, steps in _LEAST_STEPS.items()}
+    least = {name: format(steps, ",") for name, steps in profiles.LEAST_STEPS.items()}
     lines.append(
         "Where few rows make short epochs, practical has more of them: at least "
         f"{least['autoencoder']} steps of an autoencoder, {least['contrastive']} of contrastive "
@@ -805,8 +661,9 @@ def _defaults() -> str:
         "--augment photo: "
         + "; ".join(
             f"{method} " + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in values.items())
-            for method, values in _PHOTO.items()
+            for method, values in profiles.PHOTO.items()
         )
-        + f", without another --network. With --objective wasserstein: --penalty {_LIPSCHITZ:g}."
+        + ", without another --network. With --objective wasserstein: --penalty "
+        + f"{profiles.LIPSCHITZ:g}."
     )
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from deepclust_jax import augment, config, game, resets, stream
+from deepclust_jax import augment, config, game, profiles, resets, stream
 from deepclust_jax.algorithms import (
     autoencoder,
     bi_gan,
@@ -160,7 +160,7 @@ def _of(
         return (Phase("train", 0, algorithm, training.epochs, 0, True),)
     if method.method == "contrastive":
         return (contrastive_phase("train", training.learning_rate, training.epochs),)
-    if method.method in config.GAMES:
+    if method.method in profiles.GAMES:
         own = game_config(options, is_bounded)
         rate = falling(training.learning_rate, training.epochs)
         players = game.adam(rate), game.adam(lambda count: rate(count * own.ratio))
@@ -306,7 +306,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         return _check_reader(METHODS[method.method], options, row)
     if method.method in _WITH_BLOCKS:
         return _check_blocks(method.method, network, row)
-    if method.method in config.GAMES:
+    if method.method in profiles.GAMES:
         _check_game(options)
     if network.network != "mlp" and network.precision != "float32":
         raise config.ConfigError("--precision bfloat16 needs --network mlp")
@@ -316,7 +316,7 @@ def _check_rows(options: config.Options, row: tuple[int, ...]) -> None:
         raise config.ConfigError(
             f"--network {network.network} needs images [h, w, c], found rows {row}"
         )
-    usual = config.PROFILES[options.method.profile][options.method.method]["hidden"]
+    usual = profiles.PROFILES[options.method.profile][options.method.method]["hidden"]
     if network.network == "conv" and tuple(network.hidden) != usual:
         raise config.ConfigError("--hidden needs --network mlp, or resnet; leave it out for conv")
 

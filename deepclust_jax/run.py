@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax import checkpoint, config, phases, resets, stream, train
+from deepclust_jax import checkpoint, config, phases, profiles, resets, stream, train
 from deepclust_jax.algorithms import next_token
 from deepclust_jax.clustering import neighbors
 from deepclust_jax.types import Algorithm, Array, Key, State
@@ -137,7 +137,7 @@ def execute(
     numbers = list(range(options.run.seeds)) if seeds is None else [int(s) for s in seeds]
     made = {"seed": options.run.seed, "seeds": numbers}
     filled = next_token.filled(x) if options.method.method == "next_token" else 1.0
-    bounded = options.method.method in config.GAMES and phases.is_bounded(x)
+    bounded = options.method.method in profiles.GAMES and phases.is_bounded(x)
     todo = phases.of(options, tuple(x.shape), filled=filled, is_bounded=bounded)
     seconds, compile_seconds, state, start = {}, {}, None, None
     if pretrained is not None:

@@ -447,9 +447,9 @@ def codes_of(dataset: Any, row: str, front: Any, i: int, seed: int) -> Any:
 
 def games_lost(row: str, state: Any) -> np.ndarray:
     """Which runs [S] of a row are games that were lost, whose weights stay finite. -> [S] bool."""
-    from deepclust_jax import config, game
+    from deepclust_jax import game, profiles
 
-    is_game = row.split("-")[0] in config.GAMES
+    is_game = row.split("-")[0] in profiles.GAMES
     return game.diverged(state) if is_game else np.zeros(len(state.step), bool)
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from deepclust_jax import config, phases, run, train
+from deepclust_jax import config, phases, profiles, run, train
 from deepclust_jax.report import run_directory
 
 ROOT = Path(__file__).parent.parent
@@ -263,11 +263,11 @@ def test_what_a_run_writes_reads_back_as_the_same_options(tmp_path, method):
 # --- defaults and ranges
 
 
-@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("profile", profiles.PROFILES)
 @pytest.mark.parametrize("method", phases.METHODS)
 def test_resolve_fills_in_what_the_profile_knows_and_nothing_else(method, profile):
     options = config.flatten(resolved("--method", method, "--profile", profile))
-    known = config.PROFILES[profile][method]
+    known = profiles.PROFILES[profile][method]
     assert known["epochs"] > 0 or method == "n2d"
     for name in ("pretrain_epochs", "pretrain_learning_rate", "weight", "alpha", *known):
         assert options[name] == known.get(name)
@@ -493,7 +493,7 @@ def test_the_recipe_for_an_accelerator_is_one():
     options = config.resolve(
         config.parse(["--config", str(ROOT / "scripts/cifar10_resnet18.toml")])
     )
-    assert options.network.hidden == config.RESNET_18
+    assert options.network.hidden == profiles.RESNET_18
     options = dataclasses.replace(options, data=dataclasses.replace(options.data, n_clusters=10))
     start, joint = phases.of(options, (50_000, 32, 32, 3))
     assert (start.epochs, start.pairs, joint.epochs, joint.pairs) == (500, "", 100, "features")
@@ -507,4 +507,4 @@ def test_widths_that_were_derived_are_derived_anew_for_another_network(tmp_path)
     file = ["--config", str(tmp_path / "config.json")]
     assert config.resolve(config.parse(file)).network.hidden == (512, 512)
     again = config.resolve(config.parse([*file, "--network", "resnet"]))
-    assert again.network.hidden == config.RESNET_18
+    assert again.network.hidden == profiles.RESNET_18

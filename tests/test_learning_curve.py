@@ -9,7 +9,7 @@ import pytest
 from test_reproduce import PAPER, SHORT
 from test_scripts import ROOT, script
 
-from deepclust_jax import config, data, metrics, run, train
+from deepclust_jax import config, data, metrics, profiles, run, train
 from deepclust_jax.clustering import kmeans
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as for a script that is run
@@ -19,7 +19,7 @@ CURVE = script("learning_curve")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
-    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(config._LEAST_STEPS, 0))
+    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
     monkeypatch.setattr(CURVE, "RESULTS", tmp_path / "results")
     return tmp_path
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_scripts import ROOT, script
 
-from deepclust_jax import config
+from deepclust_jax import profiles
 from deepclust_jax.metrics import classifier
 from deepclust_jax.report import pretext, run_directory
 
@@ -76,7 +76,7 @@ def test_runs_are_trained_once_and_shown(trained, capsys):
 
 def test_what_learns_beside_made_rows_is_known_by_the_epochs_for_both(trained, monkeypatch, capsys):
     results = trained
-    monkeypatch.setitem(config._LEAST_STEPS, "autoencoder", 200)
+    monkeypatch.setitem(profiles.LEAST_STEPS, "autoencoder", 200)
     monkeypatch.setitem(MADE.LEARNERS, "usps-few", ("autoencoder --batch-size 60 --hidden 8",))
     args = ["--runs", "usps-few", "--seeds", "1"]
     assert MADE.main(args) == 0
@@ -107,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_is_read(trained, monk
 
 def test_a_run_of_other_defaults_or_of_fewer_seeds_is_trained_again(trained, monkeypatch):
     results, args = trained, ["--runs", "ring_8", "--seeds", "1"]
-    profile = config.PROFILES["practical"]
+    profile = profiles.PROFILES["practical"]
     monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
     assert MADE.main(args) == 0
     assert read(results, "ring_8")["options"]["penalty"] == 1.25
@@ -128,7 +128,7 @@ def test_what_learnt_beside_rows_of_another_game_is_gone_though_it_was_stopped(
     trained, monkeypatch
 ):
     results, args = trained, ["--runs", "usps-few", "--seeds", "1"]
-    profile = config.PROFILES["practical"]
+    profile = profiles.PROFILES["practical"]
     monkeypatch.setitem(profile, "gan", profile["gan"] | {"penalty": 1.25})
     run = MADE.kept_runs.run
     stop = lambda file, command: 130 if "made" in file.stem else run(file, command)  # noqa: E731

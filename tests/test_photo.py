@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deepclust_jax import augment, config, networks, phases, train
+from deepclust_jax import augment, config, networks, phases, profiles, train
 from deepclust_jax.algorithms import contrastive, info_max
 from deepclust_jax.types import Batch
 
@@ -203,9 +203,9 @@ def test_options_that_do_not_fit_are_refused(args, row, words):
 def test_resnet_18_has_its_published_size():
     """11.17 million weights of the layers up to the mean, as of its version for CIFAR-10."""
     assert options("--method", "contrastive", "--network", "resnet").network.hidden == (
-        config.RESNET_18
+        profiles.RESNET_18
     )
-    encoder = networks.normalised_encoder("resnet", (32, 32, 3), config.RESNET_18, 128)
+    encoder = networks.normalised_encoder("resnet", (32, 32, 3), profiles.RESNET_18, 128)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params = jax.eval_shape(lambda x: encoder.init(KEY, x), x)["params"]
     head = sum(leaf.size for name in params if "Dense" in name for leaf in params[name].values())

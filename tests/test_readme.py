@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepclust_jax import config
+from deepclust_jax import config, profiles
 
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
@@ -26,9 +26,9 @@ def test_python_of_the_readme(monkeypatch):
         code = code.replace(long, short)
     schedule = {"pretrain_epochs": 1, "epochs": 1}
     monkeypatch.setitem(
-        config.PROFILES["practical"], "dcn", config.PROFILES["practical"]["dcn"] | schedule
+        profiles.PROFILES["practical"], "dcn", profiles.PROFILES["practical"]["dcn"] | schedule
     )
-    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(config._LEAST_STEPS, 1))
+    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 1))
     names = {"__name__": "readme"}
     exec(compile(code, str(README), "exec"), names)
     z, clusters = names["z"], names["clusters"]

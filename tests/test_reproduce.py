@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_scripts import damage, script
 
-from deepclust_jax import checkpoint, config, data, metrics, run, train
+from deepclust_jax import checkpoint, config, data, metrics, profiles, run, train
 
 REPRODUCE = script("reproduce")
 MADE = ("autoencoder", "autoencoder-euclidean", "dcn-affine", "autoencoder-paper")
@@ -57,7 +57,7 @@ PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "
 def folder(tmp_path, monkeypatch):
     whole = data.load
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
-    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(config._LEAST_STEPS, 0))
+    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
     monkeypatch.setattr(data, "load", lambda name, **more: whole(name, limit=150, **more))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")

@@ -23,7 +23,7 @@ import pytest
 import rich.progress
 from sklearn.cluster import KMeans
 
-from deepclust_jax import checkpoint, command, config, data, metrics, phases, run, train
+from deepclust_jax import checkpoint, command, config, data, metrics, phases, profiles, run, train
 from deepclust_jax.clustering import consensus, kmeans, streaming
 from deepclust_jax.data import arrays
 from deepclust_jax.report import baselines, logs, run_directory, tables
@@ -851,7 +851,7 @@ def test_methods_run(tmp_path, args, phases, shape, monkeypatch):
     assert z.shape == (shape[1], 3) and np.isfinite(z).all()
 
 
-NETWORKS = dict.fromkeys(config.PROFILES["practical"], ("mlp", "conv")) | {
+NETWORKS = dict.fromkeys(profiles.PROFILES["practical"], ("mlp", "conv")) | {
     "contrastive": ("mlp", "conv", "resnet"),
     "info_max": ("mlp", "conv", "resnet"),
     "rotation": ("conv",),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deepclust_jax import config, run
+from deepclust_jax import config, profiles, run
 from deepclust_jax.report import figures, logs, pretext
 
 FRAMES, FILM, MEASURES = "frames", "film.gif", "made.jsonl"
@@ -27,7 +27,7 @@ def watcher(
     """What measures, and where rows are of the kind "image" draws, what run 0 makes in some epochs,
     to be given (epochs done, epochs, state [S]). x are all rows, of which those held out are not
     compared with. None where the method makes no rows."""
-    if options.method.method not in config.GAMES:
+    if options.method.method not in profiles.GAMES:
         return None
     key = run.seed_keys(options)[0]
     rows = pretext.compared(len(x) - options.data.held_out, _COMPARED)

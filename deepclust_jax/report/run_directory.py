@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deepclust_jax import config, data, game, metrics, phases, run, train
+from deepclust_jax import config, data, game, metrics, phases, profiles, run, train
 from deepclust_jax.data import Dataset, preprocessing
 from deepclust_jax.report import (
     baselines,
@@ -65,7 +65,7 @@ def write(
         gone += lost.of_classes(
             np.asarray(used), epochs_of("used"), n_classes, options.data.n_clusters
         )
-    if options.method.method in config.GAMES:
+    if options.method.method in profiles.GAMES:
         made = pretext.made_rows(options, dataset.x, trained)
         left = len(dataset.x) - options.data.held_out
         seen = dataset.x[:left] if options.data.held_out else dataset.x
@@ -115,7 +115,7 @@ def write(
         report["pretext"] = played
     if options.method.method == "cross_modal" and labels is not None:
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
-    if options.method.method in config.GAMES:
+    if options.method.method in profiles.GAMES:
         if labels is not None:
             played["made"]["classes"] = pretext.classes_made(made, seen, labels[:left])
             named = options.data.data if options.data.labels is None else None
@@ -170,7 +170,7 @@ def write(
         sounds.write_samples(
             folder, shown.raw, found, distances, n_clusters=len(centroids), names=names
         )
-    if options.method.method in config.GAMES:
+    if options.method.method in profiles.GAMES:
         _write_made(folder, options, dataset, trained, chosen, centroids, made[chosen])
     _write_figures(folder, shown, z, found, centroids, distances, labels)
     report |= {
@@ -330,9 +330,9 @@ def made_for(given: config.Data, dataset: Dataset) -> np.ndarray | None:
     if folder is None:
         return None
     own = run.read_options(folder)
-    if own.method.method not in config.GAMES:
+    if own.method.method not in profiles.GAMES:
         raise config.ConfigError(
-            f"expected --made as a run of {', '.join(config.GAMES)}, found one of "
+            f"expected --made as a run of {', '.join(profiles.GAMES)}, found one of "
             f"{own.method.method}"
         )
     made = _read_array(folder / "made.npy")
