@@ -2,9 +2,9 @@
 
 They are the same for all data sets; an option that a method does not have is absent. Sources of the
 paper profile: autoencoder, DEC-keras (its rate of 1 is 0.067 here, see algorithms/autoencoder.py);
-the others, their papers, dec and idec for the 20,000 steps that 73 epochs are on MNIST. Contrastive
-and info_max have no paper with this network: the epochs are of the order of SimCLR's and SCAN's; nor
-has next_token, whose network is larger there. The practical autoencoder has more than half of its
+the others, their papers, dec and idec for the 20,000 steps that 73 epochs are on MNIST. Pairs have
+no paper with this network: their epochs are of the order of SimCLR's and SCAN's; nor has
+next_token, whose network is larger there. The practical autoencoder has more than half of its
 training in epochs times rate: 60 times 0.2, where the paper's has 300 times 0.067.
 """
 
