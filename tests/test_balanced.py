@@ -1,7 +1,6 @@
 """Sizes within bounds, at the least cost: beside an exact solver on the host."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -16,8 +15,14 @@ def digits():
     return np.asarray(dataset.x).reshape(len(dataset.x), -1)
 
 
-def blobs(n=600, d=5, k=4, seed=0):
-    """Clusters of sizes 1 : 2 : 3 : ... of which the small ones are apart from the rest."""
+assign = jax.jit(balanced.assign)
+
+
+def blobs(n=240, d=5, k=6, seed=0):
+    """Clusters of sizes 1 : 2 : 3 : ... of which the small ones are apart from the rest.
+
+    Most tests fit 6 clusters to 240 rows of 5 features, whatever the rows are: that is one program.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.choice(k, size=n, p=np.arange(1, k + 1) / np.arange(1, k + 1).sum())
     return (4 * rng.normal(size=(k, d))[labels] + rng.normal(size=(n, d))).astype(np.float32)
@@ -37,12 +42,12 @@ def least_cost(x, centroids, low, high):
     return whole[rows, columns].sum()
 
 
-@pytest.mark.parametrize("bounds", [(60, 60), (50, 75), (0, 70), (55, 240), (0, 240)])
+@pytest.mark.parametrize("bounds", [(40, 40), (33, 50), (0, 47), (36, 240), (0, 240)])
 def test_labels_cost_the_least(bounds):
-    x = blobs(n=240)
-    centroids = np.asarray(kmeans.fit(jax.random.key(0), x, 4).centroids)
-    labels, gap = balanced.assign(jnp.asarray(x), jnp.asarray(centroids), *bounds)
-    sizes = np.bincount(labels, minlength=4)
+    x = blobs()
+    centroids = np.asarray(kmeans.fit(jax.random.key(0), x, 6).centroids)
+    labels, gap = assign(x, centroids, *bounds)
+    sizes = np.bincount(labels, minlength=6)
     assert sizes.min() >= bounds[0] and sizes.max() <= bounds[1]
     cost = ((x.astype(np.float64) - centroids[np.asarray(labels)]) ** 2).sum()
     least = least_cost(x, centroids, *bounds)
@@ -50,7 +55,7 @@ def test_labels_cost_the_least(bounds):
     assert cost <= 1.001 * least
 
 
-@pytest.mark.parametrize("k", [1, 7, 50])
+@pytest.mark.parametrize("k", [1, 7, 20])
 def test_equal_sizes_by_default(digits, k):
     found = balanced.fit(jax.random.key(0), digits, k)
     sizes = np.bincount(found.labels, minlength=k)
@@ -66,8 +71,8 @@ def test_equal_sizes_by_default(digits, k):
 
 
 def test_bounds_that_hold_anyway_change_nothing(digits):
-    free = kmeans.fit(jax.random.key(0), digits, 10)
-    found = balanced.fit(jax.random.key(0), digits, 10, min_size=1)
+    free = kmeans.fit(jax.random.key(0), digits, 7)
+    found = balanced.fit(jax.random.key(0), digits, 7, min_size=1)
     np.testing.assert_allclose(found.inertia, free.inertia, rtol=1e-4)
     assert np.mean(np.asarray(found.labels) == np.asarray(free.labels)) > 0.99
 
@@ -89,7 +94,7 @@ def test_rows_far_out_do_not_stop_the_search(spread):
     x = np.exp(spread * rng.normal(size=(240, 5))).astype(np.float32)
     centroids = np.asarray(kmeans.fit(jax.random.key(0), x, 6).centroids)
     for _ in range(4):
-        labels, gap = balanced.assign(jnp.asarray(x), jnp.asarray(centroids), 40, 40)
+        labels, gap = assign(x, centroids, 40, 40)
         labels = np.asarray(labels)
         cost = ((x.astype(np.float64) - centroids[labels]) ** 2).sum()
         assert cost <= 1.001 * least_cost(x, centroids, 40, 40) and gap < 2e-3
@@ -98,41 +103,42 @@ def test_rows_far_out_do_not_stop_the_search(spread):
 
 def test_huge_rows_and_nan_end():
     x = (blobs() * 1e36).astype(np.float32)
-    sizes = np.bincount(balanced.fit(jax.random.key(0), x, 5, n_init=1).labels)
-    assert sizes.tolist() == [120] * 5
-    bad = jnp.asarray(blobs()).at[3, 1].set(jnp.nan)
-    traced = jax.jit(lambda x: balanced.fit(jax.random.key(0), x, 4, n_init=1).labels)
-    assert traced(bad).shape == (600,)
+    sizes = np.bincount(balanced.fit(jax.random.key(0), x, 6).labels)
+    assert sizes.tolist() == [40] * 6
+    bad = blobs()
+    bad[3, 1] = np.nan
+    traced = jax.jit(lambda x: balanced.fit(jax.random.key(0), x, 6, n_init=1).labels)
+    assert traced(bad).shape == (240,)
 
 
 def test_the_gap_is_a_share():
-    for x, k in ((np.full((300, 3), 3.0), 4), (np.repeat(blobs(n=4), 5, axis=0), 20)):
-        found = balanced.fit(jax.random.key(0), x, k, n_init=1)
+    for x in (np.full((240, 5), 3.0), np.repeat(blobs(n=6), 40, axis=0)):
+        found = balanced.fit(jax.random.key(0), x, 6)
         assert 0 <= found.gap <= 1
 
 
 def test_duplicates_are_split():
-    x = np.repeat(np.float32([[0, 0], [1, 0]]), [90, 10], axis=0)
-    found = balanced.fit(jax.random.key(0), x, 4, n_init=1)
-    assert np.bincount(found.labels, minlength=4).tolist() == [25] * 4
-    same = balanced.fit(jax.random.key(0), np.ones((9, 3), np.float32), 3, n_init=1)
-    assert np.bincount(same.labels).tolist() == [3, 3, 3] and same.inertia == 0
+    x = np.repeat(np.eye(5, dtype=np.float32)[:2], [220, 20], axis=0)
+    found = balanced.fit(jax.random.key(0), x, 6)
+    assert np.bincount(found.labels, minlength=6).tolist() == [40] * 6
+    same = balanced.fit(jax.random.key(0), np.ones((240, 5), np.float32), 6)
+    assert np.bincount(same.labels).tolist() == [40] * 6 and same.inertia == 0
 
 
 def test_every_row_its_own_cluster():
-    x = blobs(n=30)
-    found = balanced.fit(jax.random.key(0), x, 30)
-    assert sorted(np.asarray(found.labels).tolist()) == list(range(30))
+    x = blobs(n=8)
+    found = balanced.fit(jax.random.key(0), x, 8)
+    assert sorted(np.asarray(found.labels).tolist()) == list(range(8))
     assert found.inertia < 1e-6
 
 
 def test_a_large_offset_costs_no_digits(digits):
-    near = balanced.fit(jax.random.key(0), digits, 10)
-    far = balanced.fit(jax.random.key(0), digits.astype(np.float64) + 1e6, 10)
+    near = balanced.fit(jax.random.key(0), digits, 7)
+    far = balanced.fit(jax.random.key(0), digits.astype(np.float64) + 1e6, 7)
     assert far.centroids.dtype == np.float64
     np.testing.assert_allclose(far.inertia, near.inertia, rtol=1e-2)
     labels = np.asarray(far.labels)
-    means = np.stack([digits[labels == j].mean(axis=0) for j in range(10)])
+    means = np.stack([digits[labels == j].mean(axis=0) for j in range(7)])
     np.testing.assert_allclose(far.centroids - 1e6, means, atol=1e-4)
 
 
@@ -154,8 +160,7 @@ def test_bounds_that_cannot_be_met(digits, bounds, message):
 def test_real_images(data_dir):
     dataset, _ = data.load("usps")
     x = np.asarray(dataset.x).reshape(len(dataset.x), -1)
-    for k in (10, 31):
-        found = balanced.fit(jax.random.key(0), x, k, n_init=1)
-        sizes = np.bincount(found.labels, minlength=k)
-        assert sizes.max() - sizes.min() <= 1 and found.gap < 1e-3
-        assert found.inertia < 1.05 * kmeans.fit(jax.random.key(0), x, k, n_init=1).inertia
+    found = balanced.fit(jax.random.key(0), x, 31, n_init=1)
+    sizes = np.bincount(found.labels, minlength=31)
+    assert sizes.max() - sizes.min() <= 1 and found.gap < 1e-3
+    assert found.inertia < 1.05 * kmeans.fit(jax.random.key(0), x, 31, n_init=1).inertia
