@@ -230,7 +230,8 @@ def digits():
     fitted = {"epochs": 40, "refresh_every": 0, "refresh_at_end": True}
     pretrained = train.fit(KEY, first, dataset.x, **fitted).state
     algorithm = n2d.build(
-        n2d.Config(**SMALL, n_layouts=2, classifier_steps=1000), dataset.x.shape[1:]
+        n2d.Config(**SMALL, n_layouts=2, layout_epochs=150, classifier_steps=600),
+        dataset.x.shape[1:],
     )
     state = n2d.warm_start(train.init(KEY, algorithm, dataset.x), pretrained)
     state = train.fit(KEY, algorithm, dataset.x, epochs=0, state=state, refresh_at_end=True).state
