@@ -1,9 +1,12 @@
 """Restarts on a sample, and swaps: as low an inertia, from exact iterations over all rows."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 from deepclust_jax.clustering import kmeans, lloyd, local_search
 
@@ -22,19 +25,19 @@ def ready(x, k):
 
 
 def inertia(x, centroids):
-    return float(jnp.sum(kmeans.assign(jnp.asarray(x), centroids)[1]))
+    return float(np.sum(kmeans.assign(x, np.asarray(centroids))[1]))
 
 
 def test_restarts_on_a_sample_end_in_exact_iterations_over_all_rows():
-    x = blobs(0, 40_000, 8, 12)
-    found = kmeans.fit(KEY, x, 12)
+    x = blobs(0, 40_950, 2, 10, spread=50.0)
+    found = kmeans.fit(KEY, x, 10)
     assert bool(found.converged)
-    again = kmeans.fit(KEY, x, 12, init=found.centroids, tol=0.0)
+    again = kmeans.fit(KEY, x, 10, init=found.centroids, tol=0.0)
     np.testing.assert_allclose(found.inertia, again.inertia, rtol=1e-4)
     labels, sqdist = kmeans.assign(x, found.centroids)
     np.testing.assert_array_equal(found.labels, labels)
-    np.testing.assert_allclose(jnp.sum(sqdist), found.inertia, rtol=1e-5)
-    everywhere = kmeans.fit(KEY, x, 12, sample=None)
+    np.testing.assert_allclose(np.sum(sqdist), found.inertia, rtol=1e-5)
+    everywhere = kmeans.fit(KEY, x, 10, sample=None)
     assert float(found.inertia) < 1.001 * float(everywhere.inertia)
 
 
@@ -48,18 +51,23 @@ def test_a_sample_finds_what_restarts_on_all_rows_find(data_dir):
         assert float(found.inertia) < 1.001 * best
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def spread_each(keys, n, size):
+    return jax.vmap(lambda key: kmeans.spread(key, n, size))(keys)
+
+
 def test_rows_of_a_sample_are_distinct_and_equally_likely():
-    draw = jax.vmap(lambda key: kmeans.spread(key, 103, 10))(jax.random.split(KEY, 20_000))
-    assert all(len(set(rows.tolist())) == 10 for rows in np.asarray(draw[:100]))
-    share = np.bincount(np.asarray(draw).ravel(), minlength=103) / draw.size
+    draw = np.asarray(spread_each(jax.random.split(KEY, 20_000), 103, 10))
+    assert all(len(set(rows.tolist())) == 10 for rows in draw[:100])
+    share = np.bincount(draw.ravel(), minlength=103) / draw.size
     np.testing.assert_allclose(share * 103, 1.0, atol=0.12)  # 5 sigma
 
 
 @pytest.mark.parametrize("n", [1900, 4990])
 def test_a_sample_reaches_all_rows(n):
     """Trap: stretches of equal length leave out the end, which in sorted rows is a cluster."""
-    draw = jax.vmap(lambda key: kmeans.spread(key, n, 1000))(jax.random.split(KEY, 50))
-    tenths = np.stack([np.bincount(rows * 10 // n, minlength=10) for rows in np.asarray(draw)])
+    draw = np.asarray(spread_each(jax.random.split(KEY, 50), n, 1000))
+    tenths = np.stack([np.bincount(rows * 10 // n, minlength=10) for rows in draw])
     assert tenths.min() > 80 and tenths.max() < 120
 
 
@@ -86,8 +94,8 @@ def test_no_sample_beside_weights_or_first_centroids(more):
 def test_two_nearest_as_numpy():
     x, c = blobs(0, 700, 5, 6), blobs(1, 9, 5, 9)
     active = np.arange(9) != 4
-    plan, _ = ready(x, 9)
-    labels, first, second = local_search.two_nearest(plan, jnp.asarray(x), jnp.asarray(c), active)
+    two_nearest = jax.jit(local_search.two_nearest, static_argnums=0)
+    labels, first, second = two_nearest(ready(x, 9)[0], x, c, active)
     sqdist = ((x[:, None] - c[None]) ** 2).sum(-1)
     sqdist[:, 4] = np.inf
     np.testing.assert_array_equal(labels, sqdist.argmin(1))
@@ -99,31 +107,33 @@ def test_two_nearest_as_numpy():
 def test_a_swap_takes_the_centroid_that_is_missed_least():
     """Three blobs, two centroids in the first and none in the third."""
     x = np.concatenate([blobs(0, 90, 2, 1, 0) + at for at in ([0, 0], [40, 0], [0, 40])])
-    centroids = jnp.array([[0.5, 0.0], [-0.5, 0.0], [40.0, 0.0]])
+    centroids = np.float32([[0.5, 0.0], [-0.5, 0.0], [40.0, 0.0]])
     plan, rows = ready(x.astype(np.float32), 3)
-    found = local_search._swap(KEY, plan, rows, centroids, jnp.ones(3, bool))
+    swap = jax.jit(local_search._swap, static_argnums=1)
+    found = swap(KEY, plan, rows, centroids, np.ones(3, bool))
     assert sorted(np.round(np.asarray(found) / 40).astype(int).tolist()) == [[0, 0], [0, 1], [1, 0]]
 
 
 def test_swaps_find_the_clusters_that_have_no_centroid():
     x = blobs(3, 6000, 16, 60, spread=3.0)
     plan, rows = ready(x, 60)
-    active = jnp.ones(60, bool)
-    start = kmeans.fit(KEY, x, 60, init="random", n_init=1).centroids
+    active = np.ones(60, bool)
+    start = KMeans(60, init="random", n_init=1, random_state=0).fit(x).cluster_centers_
     found = jax.jit(lambda c: local_search.improve(KEY, plan, rows, c, active, 100))(start)
     assert inertia(x, found) < 0.97 * inertia(x, start)
     true = blobs(3, 60, 16, 60, spread=3.0)  # about where the centres are
-    assert inertia(x, found) < 1.001 * float(kmeans.fit(KEY, x, 60, init=true).inertia)
+    assert inertia(x, found) < 1.001 * KMeans(60, init=true, n_init=1).fit(x).inertia_
 
 
 def test_swaps_never_raise_the_inertia_and_leave_inactive_centroids():
     x = blobs(4, 500, 3, 5, spread=0.5)
     plan, rows = ready(x, 6)
-    active = jnp.arange(6) < 4
-    start = jnp.asarray(x[:6])
+    active = np.arange(6) < 4
+    start = x[:6]
     best = [inertia(x, start[:4])]
+    improve = jax.jit(local_search.improve, static_argnums=1)
     for steps in (1, 2, 5, 10):
-        found = local_search.improve(KEY, plan, rows, start, active, steps)
+        found = np.asarray(improve(KEY, plan, rows, start, active, steps))
         np.testing.assert_array_equal(found[4:], start[4:])
         best.append(inertia(x, found[:4]))
     assert all(b <= a * (1 + 1e-6) for a, b in zip(best, best[1:], strict=False))
