@@ -13,6 +13,10 @@ from deepclust_jax.types import Batch
 KEY = jax.random.key(0)
 SMALL = {"embed_dim": 5, "hidden": (64, 64)}
 
+edges_of = jax.jit(linkage.edges, static_argnums=2)
+linkage_of = jax.jit(linkage.of)
+merge = jax.jit(linkage.merge)
+
 
 def rings(n=600, seed=0):
     """Two rings, one inside the other: no line between centroids tells them apart."""
@@ -35,9 +39,9 @@ def modularity(edges, group):
 
 def test_edges_by_hand(monkeypatch):
     monkeypatch.setattr(linkage, "NEIGHBORS", 2)
-    z = jnp.array([[0.0], [1.0], [2.2], [10.0], [10.5], [11.5]])
+    z = np.float32([[0.0], [1.0], [2.2], [10.0], [10.5], [11.5]])
     # Nearest: 1 2, 0 2, 1 0, 4 5, 3 5, 4 3.
-    found = linkage.edges(z, jnp.array([0, 0, 1, 3, 3, 3]), 4)
+    found = edges_of(z, np.array([0, 0, 1, 3, 3, 3]), 4)
     expected = np.zeros((4, 4))
     expected[0, 0], expected[3, 3] = 4.0, 12.0  # 2 and 6 pairs, either way
     expected[0, 1] = expected[1, 0] = 4.0  # both rows of 0 have that of 1, and it has both
@@ -45,8 +49,8 @@ def test_edges_by_hand(monkeypatch):
 
 
 def test_linkage_by_hand():
-    edges = jnp.array([[6.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])  # degrees 8, 6, 0
-    found = linkage.of(edges)
+    edges = np.float32([[6.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])  # degrees 8, 6, 0
+    found = np.asarray(linkage_of(edges))
     assert found[0, 1] == pytest.approx(2.0 * 14.0 / (8.0 * 6.0))
     np.testing.assert_array_equal(found, found.T)
     np.testing.assert_array_equal(found[2], -1.0)  # no edges
@@ -58,7 +62,7 @@ def test_merging_ends_where_joining_two_would_no_longer_raise_the_modularity(see
     rng = np.random.default_rng(seed)
     edges = rng.poisson(np.where(rng.random((12, 12)) < 0.2, 30.0, 1.0)).astype(np.float32)
     edges = edges + edges.T
-    group = np.asarray(linkage.merge(jnp.asarray(edges)))
+    group = np.asarray(merge(edges))
     reached = modularity(edges, group)
     assert 1 < len(np.unique(group)) < 12 and reached > modularity(edges, np.arange(12))
     for a in np.unique(group):
@@ -71,9 +75,9 @@ def test_groups_are_numbered_in_the_order_of_their_first_clusters():
     edges = np.zeros((6, 6), np.float32)
     for a, b in ((1, 4), (0, 0), (3, 3), (1, 1), (4, 4)):  # 2 and 5 have no edges
         edges[a, b] = edges[b, a] = 10.0
-    group = np.asarray(linkage.merge(jnp.asarray(edges)))
+    group = np.asarray(merge(edges))
     assert group[[0, 1, 3, 4]].tolist() == [0, 1, 2, 1] and group.max() == 2
-    assert np.asarray(linkage.merge(jnp.zeros((3, 3)))).tolist() == [0, 0, 0]
+    assert np.asarray(merge(np.zeros((3, 3), np.float32))).tolist() == [0, 0, 0]
 
 
 def test_the_largest_linkage_is_joined_first():
@@ -82,15 +86,16 @@ def test_the_largest_linkage_is_joined_first():
     np.fill_diagonal(edges, [2.0, 2.0, 40.0])
     edges[0, 1] = edges[1, 0] = 6.0
     edges[1, 2] = edges[2, 1] = 5.0
-    assert linkage.of(jnp.asarray(edges))[0, 1] > linkage.of(jnp.asarray(edges))[1, 2]
-    assert np.asarray(linkage.merge(jnp.asarray(edges))).tolist() == [0, 0, 1]
+    found = np.asarray(linkage_of(edges))
+    assert found[0, 1] > found[1, 2]
+    assert np.asarray(merge(edges)).tolist() == [0, 0, 1]
 
 
 def test_rings_are_two_where_no_line_between_centroids_tells():
     x, y = rings()
     nearest = np.argmin(np.sum((x[:, None] - x[None, ::15]) ** 2, axis=-1), axis=1)  # of 40
-    edges = linkage.edges(jnp.asarray(x), jnp.asarray(nearest), 40)
-    group = np.asarray(linkage.merge(edges, 0.0))[nearest]
+    edges = edges_of(x, nearest, 40)
+    group = np.asarray(merge(edges, 0.0))[nearest]
     assert metrics.accuracy(y, group) > 0.98
 
 
@@ -156,13 +161,17 @@ def test_the_loss_draws_rows_to_their_group():
 def test_a_centroid_without_rows_goes_to_the_nearest(digits, merged):
     """Trap: far from all rows it moved the mean of a group. The others stay where they are."""
     x, (algorithm, found) = jnp.asarray(digits[0]), merged
-    before = found.state.centroids
-    far = before[7] + 1e3  # nearest to whichever lies furthest in that direction
-    state = algorithm.refresh(KEY, found.state.replace(centroids=before.at[3].set(far)), x)
-    gaps = jnp.sum((before - far[None, :]) ** 2, axis=1).at[3].set(jnp.inf)
-    nearest = jnp.argmin(gaps)
-    assert state.group[3] == state.group[nearest]
-    np.testing.assert_array_equal(state.centroids, before.at[3].set(before[nearest]))
+    before = np.asarray(found.state.centroids)
+    moved = before.copy()
+    moved[3] = far = before[7] + 1e3  # nearest to whichever lies furthest in that direction
+    state = jax.jit(algorithm.refresh)(KEY, found.state.replace(centroids=jnp.asarray(moved)), x)
+    gaps = np.sum((before - far[None, :]) ** 2, axis=1)
+    gaps[3] = np.inf
+    nearest = np.argmin(gaps)
+    group = np.asarray(state.group)
+    assert group[3] == group[nearest]
+    moved[3] = before[nearest]
+    np.testing.assert_array_equal(state.centroids, moved)
     labels = train.embed(algorithm, state, x)[1]
     assert len(np.unique(labels)) == labels.max() + 1
 
@@ -171,8 +180,9 @@ def test_groups_are_found_anew_each_time(digits, merged):
     """What was joined can part again: the groups do not depend on those of before."""
     x, (algorithm, found) = jnp.asarray(digits[0]), merged
     one = found.state.replace(group=jnp.zeros(35, jnp.int32))
-    again = algorithm.refresh(KEY, one, x)
-    np.testing.assert_array_equal(again.group, algorithm.refresh(KEY, found.state, x).group)
+    refresh = jax.jit(algorithm.refresh)
+    again = refresh(KEY, one, x)
+    np.testing.assert_array_equal(again.group, refresh(KEY, found.state, x).group)
     assert again.group.max() > 0
 
 
@@ -182,7 +192,8 @@ def test_after_a_reset_groups_are_of_the_new_centroids(digits, merged):
     before = resets.State(found.state.step, found.state, jnp.int32(1))
     after = around.refresh(KEY, before, x)
     assert not np.allclose(after.own.centroids, found.state.centroids)
-    np.testing.assert_array_equal(after.own.group, algorithm.refresh(KEY, after.own, x).group)
+    alone = jax.jit(algorithm.refresh)(KEY, after.own, x)
+    np.testing.assert_array_equal(after.own.group, alone.group)
     last = around.refresh(KEY, after, x)  # after the last epoch
     np.testing.assert_array_equal(last.own.centroids, after.own.centroids)
 

@@ -35,13 +35,13 @@ def test_equals_brute_force(n, d, k):
 
 
 def test_queries():
-    x, new = normal(200, 4), normal(31, 4, seed=1)
+    x, new = normal(100, 4), normal(31, 4, seed=1)
     found, (index, sqdist) = neighbors.nearest(x, 5, queries=new), by_numpy(x, 5, new)
     np.testing.assert_array_equal(found.index, index)
     np.testing.assert_allclose(found.sqdist, sqdist, rtol=1e-4)
     # A row of x among all of x is nearest to itself.
     same = neighbors.nearest(x, 1, queries=x)
-    np.testing.assert_array_equal(same.index[:, 0], np.arange(200))
+    np.testing.assert_array_equal(same.index[:, 0], np.arange(100))
     np.testing.assert_array_equal(same.sqdist, 0.0)
     assert neighbors.nearest(x[:3], 3, queries=new).index.shape == (31, 3)
 
@@ -71,7 +71,7 @@ def test_blocks_and_tiles_change_nothing(monkeypatch, scores):
 
 def test_lowest_of_groups():
     scores = np.random.default_rng(0).integers(0, 50, size=(9, 5000)).astype(np.float32)
-    lowest, index = neighbors._lowest_of(jnp.asarray(scores), 12)
+    lowest, index = jax.jit(neighbors._lowest_of, static_argnums=1)(scores, 12)
     expected = np.argsort(scores, axis=1, kind="stable")[:, :12]
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(lowest, np.take_along_axis(scores, expected, axis=1))
@@ -127,7 +127,7 @@ def test_the_bound_is_one():
 
 
 def test_large_offsets_cost_no_digits():
-    x = normal(200, 4)
+    x = normal(100, 4)
     wide = x.astype(np.float64) * 1e-3 + 1e5
     found, (index, sqdist) = neighbors.nearest(wide, 5), by_numpy(wide, 5)
     np.testing.assert_array_equal(found.index, index)
@@ -149,9 +149,11 @@ def test_under_a_trace():
 
 
 @pytest.mark.parametrize("name", ["usps", "mnist"])
-def test_equals_sklearn_on_real_images(data_dir, name):
+def test_equals_sklearn_on_real_images(data_dir, name, monkeypatch):
+    """MNIST is wide enough for the bound, which also settles most of its rows."""
+    monkeypatch.setattr(neighbors, "_MANY", 5_000)
     x = np.asarray(data.load(name)[0].x).reshape(-1, {"usps": 256, "mnist": 784}[name])
-    x = np.ascontiguousarray(x[:25_000])
+    x = np.ascontiguousarray(x[:8_000])
     some = np.random.default_rng(0).choice(len(x), 400, replace=False)
     wide = x.astype(np.float64)
     sqdist, index = (
@@ -220,12 +222,12 @@ def test_rows_close_to_each_other_and_far_from_the_mean():
 
 
 def test_rounding_is_remeasured_under_a_trace_too():
-    groups = 0.1 * normal(200, 5)
-    groups[:100] += 1000.0
-    some = jnp.stack([groups, normal(200, 5)])
-    found = jax.vmap(lambda x: neighbors.nearest(x, 5).index)(some)
-    for own, rows in zip(found, some, strict=True):
-        np.testing.assert_array_equal(own, neighbors.nearest(rows, 5).index)
+    groups = 0.1 * normal(600, 5)
+    groups[:300] += 1000.0
+    some = np.stack([groups, normal(600, 5)])
+    found = jax.jit(jax.vmap(lambda x: neighbors.nearest(x, 10).index))(some)
+    for own, rows in zip(np.asarray(found), some, strict=True):
+        np.testing.assert_array_equal(own, neighbors.nearest(rows, 10).index)
 
 
 def test_all_rows_as_neighbours_of_many_wide_queries(monkeypatch):
