@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from deepclust_jax import checkpoint, train
+from deepclust_jax import checkpoint, stream, train
 from deepclust_jax.algorithms import (
     autoencoder,
     bi_gan,
@@ -34,7 +34,7 @@ from deepclust_jax.algorithms import (
 )
 from deepclust_jax.types import Algorithm, Batch
 
-SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16, 8)}
+SMALL = {"n_clusters": 3, "embed_dim": 2, "hidden": (16,)}
 ALGORITHMS = {
     "autoencoder": (autoencoder, autoencoder.Config(**SMALL, n_init=2, metric="adaptive")),
     "dcn": (dcn, dcn.Config(**SMALL)),
@@ -53,7 +53,7 @@ ALGORITHMS = {
         ),
     ),
     "info_max": (info_max, info_max.Config(**SMALL, n_heads=2)),
-    "rotation": (rotation, rotation.Config(**SMALL, n_init=2)),
+    "rotation": (rotation, rotation.Config(**SMALL | {"hidden": (16, 8)}, n_init=2)),
     "mmdc": (mmdc, mmdc.Config(**SMALL)),
     "deep_cluster": (
         deep_cluster,
@@ -87,6 +87,8 @@ ALGORITHMS = {
     ),
 }
 GAMES = (gan, info_gan, cluster_gan, bi_gan)
+# One of each kind of steps: what costs a training of its own is of these.
+KINDS = (autoencoder, contrastive, gan, next_token)
 # What they cluster once, and no epoch needs.
 AT_ONCE = (n2d, contrastive, info_max, next_token, next_frame, rotation, cross_modal, *GAMES)
 N, BATCH, SHAPE = 53, 16, (4, 4, 1)
@@ -122,15 +124,25 @@ def width(config):
 
 @functools.lru_cache
 def jitted(algorithm):
-    return jax.jit(algorithm.init), jax.jit(algorithm.step)
+    """The step, and a list with an entry for each time that it was traced."""
+    traces = []
+
+    def step(*args):
+        traces.append(1)
+        return algorithm.step(*args)
+
+    return jax.jit(step), traces
 
 
-def stepped(algorithm, x, init, n):
-    """State and metrics after n steps on one batch."""
-    state, step = init(KEY, batch(x)), jitted(algorithm)[1]
-    for _ in range(n):
-        state, metrics = step(KEY, state, batch(x))
-    return state, metrics
+def population(algorithm, x):
+    """States that a training of KEYS starts from."""
+    return train.init(KEYS, algorithm, x, batch_size=BATCH)
+
+
+def started(algorithm, x, run=0):
+    """One of them."""
+    states = population(algorithm, x)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[run]), states)
 
 
 def batch(x):
@@ -182,18 +194,17 @@ def test_argument_names(case):
 
 def test_state_holds_arrays_only(case):
     x, algorithm = case[2:]
-    state = jitted(algorithm)[0](KEY, batch(x))
-    assert int(state.step) == 0
-    for leaf in jax.tree.leaves(state):
+    states = population(algorithm, x)
+    np.testing.assert_array_equal(states.step, 0)
+    for leaf in jax.tree.leaves(states):
         assert isinstance(leaf, jax.Array)
         assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def test_shapes(case):
     module, config, x, algorithm = case
-    init, step = jitted(algorithm)
-    state = init(KEY, batch(x))
-    new, metrics = step(KEY, state, batch(x))
+    state = started(algorithm, x)
+    new, metrics = jitted(algorithm)[0](KEY, state, batch(x))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(
         lambda a: (a.shape, a.dtype), state
     )
@@ -204,14 +215,8 @@ def test_shapes(case):
 
 
 def test_one_trace_over_many_steps(case):
-    x, algorithm, traces = *case[2:], []
-
-    @jax.jit
-    def step(*args):
-        traces.append(1)
-        return algorithm.step(*args)
-
-    state = jitted(algorithm)[0](KEY, batch(x))
+    x, algorithm = case[2:]
+    state, (step, traces) = started(algorithm, x), jitted(algorithm)
     for _ in range(4):
         state, _ = step(KEY, state, batch(x))
     assert len(traces) == 1 and int(state.step) == 4
@@ -220,21 +225,18 @@ def test_one_trace_over_many_steps(case):
 def test_two_traces_are_one_program(case):
     """No random number of the host is in a step, and no counter of Python."""
     x, algorithm = case[2:]
-    state = jax.eval_shape(algorithm.init, KEY, batch(x))
-    one, other = (
-        jax.jit(lambda *args: algorithm.step(*args)).lower(KEY, state, batch(x)).as_text()
-        for _ in range(2)
-    )
+    state = started(algorithm, x)
+    steps = jitted(algorithm)[0], jitted.__wrapped__(algorithm)[0]
+    one, other = (step.lower(KEY, state, batch(x)).as_text() for step in steps)
     assert one == other
 
 
 def test_jit_equals_eager():
     """Of one algorithm: op by op a step takes seconds."""
     algorithm = autoencoder.build(ALGORITHMS["autoencoder"][1], X.shape[1:])
-    init, step = jitted(algorithm)
-    state = init(KEY, batch(X))
+    state = started(algorithm, X)
     eager, _ = algorithm.step(KEY, state, batch(X))
-    at_once, _ = step(KEY, state, batch(X))
+    at_once, _ = jitted(algorithm)[0](KEY, state, batch(X))
     for one, other in zip(leaves(eager), leaves(at_once), strict=True):
         # Adam divides a gradient by its size: rounding of a small one is part of a step of 1e-3.
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=5e-5)
@@ -256,7 +258,7 @@ def test_population_equals_single_runs(case):
     for a, b in zip(leaves(many.state), leaves(turned.state), strict=True):
         np.testing.assert_array_equal(a, b[::-1])
     for i, key in enumerate(KEYS):
-        if module not in (autoencoder, contrastive, gan, next_token):  # steps of each kind
+        if module not in KINDS:
             continue
         one = fit(module, key, algorithm, x, epochs=3, batch_size=BATCH)
         for a, b in zip(leaves(many.state), leaves(one.state), strict=True):
@@ -269,8 +271,13 @@ def test_vmap_equals_one_after_another(case, monkeypatch):
     """Accelerators run the seeds of a population by vmap, the CPU by a loop."""
     module, config, x, algorithm = case
     looped = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH)
+    # An init and a whole epoch of each kind, of the others the steps.
+    whole = module in KINDS
+    start = None if whole else population(algorithm, x)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    mapped = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH)
+    mapped = fit(
+        module, KEYS, algorithm, x, epochs=2, batch_size=BATCH, state=start, resident=whole
+    )
     for a, b in zip(leaves(looped.state), leaves(mapped.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -288,21 +295,37 @@ def test_stop_save_load_continue_equals_uninterrupted(case, tmp_path):
 
 
 def test_streamed_equals_resident(case):
+    """By `fit`, or by its steps alone where nothing comes between them."""
     module, config, x, algorithm = case
-    runs = [
-        fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH, resident=resident)
-        for resident in (True, False)
-    ]
-    for a, b in zip(leaves(runs[0].state), leaves(runs[1].state), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    for name in runs[0].metrics:
-        np.testing.assert_allclose(runs[0].metrics[name], runs[1].metrics[name], rtol=1e-4)
+    resident = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH)
+    if module in KINDS or module not in AT_ONCE:
+        streamed = fit(module, KEYS, algorithm, x, epochs=2, batch_size=BATCH, resident=False)
+        for a, b in zip(leaves(resident.state), leaves(streamed.state), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        for name in resident.metrics:
+            np.testing.assert_allclose(resident.metrics[name], streamed.metrics[name], rtol=1e-4)
+        return
+    for i, key in enumerate(KEYS):
+        state, step_key = started(algorithm, x, i), jax.random.fold_in(key, train._STEP)
+        for epoch in range(2):
+            order = jax.device_get(train._order(key, jnp.int32(epoch), N, BATCH))
+            told = []
+            for rows in stream.batches(x, *order):
+                state, metrics = jitted(algorithm)[0](step_key, state, rows)
+                told.append(jax.device_get(metrics))
+            for name, values in resident.metrics.items():
+                means = train._means(
+                    {name: np.stack([m[name] for m in told]) for name in told[0]},
+                    order[1].sum(axis=1),
+                )
+                np.testing.assert_allclose(values[epoch, i], means[name], rtol=1e-4)
+        for a, b in zip(leaves(resident.state), leaves(state), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 
 def test_padding_never_reaches_a_gradient(case):
     module, config, x, algorithm = case
-    init, step = jitted(algorithm)
-    state, rows = init(KEY, batch(x)), batch(x)
+    state, rows, step = started(algorithm, x), batch(x), jitted(algorithm)[0]
     mask = rows.mask.at[-4:].set(0.0)
     changed = rows._replace(x=rows.x.at[-4:].set(1e3), mask=mask)
     a, metrics_a = step(KEY, state, rows._replace(mask=mask))
@@ -320,12 +343,17 @@ def test_augmentation_changes_training_and_nothing_after_it(case):
         return row + jax.random.normal(key, row.shape)
 
     augmented = module.build(config, x.shape[1:], augment=shaken)
-    a, b = (stepped(own, x, jitted(algorithm)[0], 2)[0] for own in (algorithm, augmented))
+    a = b = started(algorithm, x)
+    for _ in range(2):
+        a, b = (
+            jitted(own)[0](KEY, state, batch(x))[0]
+            for own, state in ((algorithm, a), (augmented, b))
+        )
     pairs = zip(leaves(a.params["encoder"]), leaves(b.params["encoder"]), strict=True)
     kernels = [(u, v) for u, v in pairs if u.ndim >= 2]
     assert kernels and all((u != v).any() for u, v in kernels)
     assert_equal(train.embed(algorithm, b, x), train.embed(augmented, b, x))
-    if module in (autoencoder, contrastive, gan, next_token):  # steps of each kind
+    if module in KINDS:
         c, d = (
             fit(module, KEYS, augmented, x, epochs=2, batch_size=BATCH, resident=own).state
             for own in (True, False)
@@ -339,13 +367,16 @@ def test_a_loss_and_an_optimizer_can_be_passed(case):
     module, config, x, algorithm = case
 
     def loss(params, state, batch, key, **static):
-        _, terms = module.loss(params, state, batch, key, **static)
+        # Its arguments are those of the loss in the module.
+        jax.eval_shape(functools.partial(module.loss, **static), params, state, batch, key)
         size = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params["encoder"]))
-        return size, terms | {"size": size}
+        return size, {"size": size}
 
     own = module.build(config, x.shape[1:], loss=loss, optimizer=optax.sgd(0.25))
-    state = jitted(own)[0](KEY, batch(x))
-    new, metrics = jitted(own)[1](KEY, state, batch(x))
+    opt_state = jax.eval_shape(own.init, KEY, batch(x)).opt_state
+    assert not jax.tree.leaves(opt_state), "of SGD, which has none"
+    state = started(algorithm, x).replace(opt_state=opt_state)
+    new, metrics = jitted(own)[0](KEY, state, batch(x))
     assert "size" in metrics and metrics["loss"] == metrics["size"]
     for name, part in state.params.items():
         by = 0.25 if name == "encoder" else 0.0
@@ -389,9 +420,8 @@ def test_works_with_another_network(case):
     assert z.shape == (12, width(config))
     assert jax.eval_shape(algorithm.assign, state, z).shape == (12,)
     if module in (autoencoder, contrastive, next_token):  # of each kind; the others compile long
-        init, step = jitted(algorithm)
-        state = init(KEY, some)
-        new, found = step(KEY, state, some)
+        state = jax.jit(algorithm.init)(KEY, some)
+        new, found = jitted(algorithm)[0](KEY, state, some)
         assert np.isfinite(found["loss"])
         moved = zip(leaves(state.params["encoder"]), leaves(new.params["encoder"]), strict=True)
         assert any((a != b).any() for a, b in moved)
