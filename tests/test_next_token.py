@@ -2,6 +2,7 @@
 a document is its topic."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -20,14 +21,15 @@ SMALL = next_token.Config(3, 8, hidden=(16,), vocabulary=30, n_init=2)
 KINDS = {"gru": (16,), "two layers": (16, 8), "transformer": (16, 16)}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def language(request):
+    """States of a network, compiled once, and its params."""
     kind = "transformer" if request.param == "transformer" else "gru"
     net = networks.language(kind, 30, KINDS[request.param], WINDOW, topics=4)
-    params = net.init(KEY, jnp.zeros((1, WINDOW), jnp.int32))
-    noise = jax.random.normal(KEY, (100_000,))  # biases and places start at 0 or small
-    shaken = jax.tree.map(lambda p: p + 0.3 * noise[: p.size].reshape(p.shape), params)
-    return net, shaken
+    params = jax.jit(net.init)(KEY, jnp.zeros((1, WINDOW), jnp.int32))
+    noise = np.asarray(jax.random.normal(KEY, (100_000,)))  # biases start at 0, places small
+    shaken = jax.tree.map(lambda p: np.asarray(p) + 0.3 * noise[: p.size].reshape(p.shape), params)
+    return jax.jit(net.states), shaken
 
 
 def documents(n, t, seed=0, vocabulary=30):
@@ -41,11 +43,14 @@ def documents(n, t, seed=0, vocabulary=30):
 
 def test_no_token_is_seen_before_its_turn(language):
     """Trap: a model that sees what it is asked has a wonderful perplexity."""
-    net, params = language
-    tokens = jnp.asarray(documents(2, WINDOW)).astype(jnp.int32).at[:, 1:].set(5)
-    states = net.states(params, tokens)
+    states_of, params = language
+    tokens = np.int32(documents(2, WINDOW))
+    tokens[:, 1:] = 5
+    states = np.asarray(states_of(params, tokens))
     for t in (1, 20, WINDOW - 1):
-        other = net.states(params, tokens.at[:, t:].set(9))
+        changed = tokens.copy()
+        changed[:, t:] = 9
+        other = np.asarray(states_of(params, changed))
         np.testing.assert_array_equal(states[:, :t], other[:, :t])
         assert (states[:, t] != other[:, t]).any()
 
@@ -55,17 +60,17 @@ def test_an_empty_document_is_at_the_mean():
     algorithm = next_token.build(SMALL, (WINDOW,))
     x = documents(40, WINDOW)
     x[:3, 1:] = PAD
-    fitted = train.fit(KEY, algorithm, x, epochs=1, refresh_every=0, refresh_at_end=True)
-    z = np.asarray(train.embed(algorithm, fitted.state, x)[0])
+    state = train.refresh(KEY, algorithm, train.init(KEY, algorithm, x), x)
+    z = train.embed(algorithm, state, x)[0]
     np.testing.assert_array_equal(z[:3], 0.0)
     np.testing.assert_allclose(np.linalg.norm(z[x[:, 1] != PAD], axis=1), 1.0, atol=1e-5)
 
 
 def test_no_text_is_seen_by_another_in_its_window(language):
-    net, params = language
+    states_of, params = language
     both = np.full((2, WINDOW), 7, np.int32)
     both[:, 0], both[0, 1:20], both[:, 20], both[:, 21:40] = START, 3, START, 4
-    states = net.states(params, jnp.asarray(both))
+    states = np.asarray(states_of(params, both))
     assert (states[0, 1:20] != states[1, 1:20]).any()
     np.testing.assert_allclose(states[0, 20:], states[1, 20:], atol=1e-6)
 
@@ -74,7 +79,7 @@ def test_the_unit_is_that_of_flax():
     """Where a text starts the memory is 0; else it is nn.GRUCell with the same weights."""
     own, cell = networks._GRU(6), nn.GRUCell(6)
     x = jax.random.normal(KEY, (2, 5, 4))
-    params = own.init(KEY, x, jnp.zeros((2, 5), bool))["params"]
+    params = jax.jit(own.init)(KEY, x, jnp.zeros((2, 5), bool))["params"]
     params["bias"] = jax.random.normal(KEY, (6,))
     params["Dense_0"]["bias"] = jax.random.normal(KEY, (18,))
     kernels = jnp.split(params["Dense_0"]["kernel"], 3, axis=1)
@@ -86,10 +91,15 @@ def test_the_unit_is_that_of_flax():
     same |= {f"h{n}": {"kernel": k} for n, k in zip("rzn", memory, strict=True)}
     same["hn"]["bias"] = params["bias"]
     starts = jnp.zeros((2, 5), bool).at[1, 3].set(True)
-    found, h = own.apply({"params": params}, x, starts), jnp.zeros((2, 6))
+    found = np.asarray(jax.jit(own.apply)({"params": params}, x, starts))
+    h, apply, x, starts = (
+        np.zeros((2, 6), np.float32),
+        jax.jit(cell.apply),
+        *map(np.asarray, (x, starts)),
+    )
     for t in range(5):
-        h = jnp.where(starts[:, t, None], 0.0, h)
-        h, _ = cell.apply({"params": same}, h, x[:, t])
+        h = np.where(starts[:, t, None], np.float32(0), h)
+        h, _ = apply({"params": same}, h, x[:, t])
         np.testing.assert_allclose(found[:, t], h, atol=1e-6)
 
 
@@ -114,15 +124,27 @@ def test_the_share_that_is_filled():
     assert next_token.filled(x) == pytest.approx(0.23)
 
 
-def test_the_loss_is_the_mean_over_all_tokens_that_are_told():
+@pytest.fixture(scope="module")
+def small():
+    """Networks for documents of 100 places, and their params."""
     nets = next_token.build_nets(SMALL, (100,))
+    return nets, jax.jit(nets.encoder.init)(KEY, jnp.asarray(documents(4, 100)))
+
+
+def test_the_loss_is_the_mean_over_all_tokens_that_are_told(small):
+    nets, params = small
     x = jnp.asarray(documents(4, 100))
-    params = nets.encoder.init(KEY, x)
     batch = Batch(x, jnp.arange(4), jnp.ones(4))
-    value, metrics = next_token.loss({"encoder": params}, None, batch, KEY, nets=nets, config=SMALL)
+    loss = jax.jit(functools.partial(next_token.loss, nets=nets, config=SMALL))
+    value, metrics = loss({"encoder": params}, None, batch, KEY)
     packed = np.asarray(next_token.pack(x, batch.mask, 1.0))
-    logits = nets.language.logits(params, nets.language.states(params, jnp.asarray(packed)))
-    log_p = np.asarray(jax.nn.log_softmax(logits))
+
+    @jax.jit
+    def log_probabilities(params, tokens):
+        logits = nets.language.logits(params, nets.language.states(params, tokens))
+        return jax.nn.log_softmax(logits)
+
+    log_p = np.asarray(log_probabilities(params, packed))
     told = [
         -log_p[w, t - 1, packed[w, t]]
         for w in range(len(packed))
@@ -133,38 +155,40 @@ def test_the_loss_is_the_mean_over_all_tokens_that_are_told():
     np.testing.assert_allclose(metrics["told"], len(told) / packed.size, rtol=1e-6)
 
 
-def test_logits_in_parts_are_all_of_them(monkeypatch):
-    nets = next_token.build_nets(SMALL, (100,))
-    x = jnp.asarray(documents(4, 100))
-    params = nets.encoder.init(KEY, x)
-    whole = next_token.told(params, x, nets.language)
+def test_logits_in_parts_are_all_of_them(small, monkeypatch):
+    nets, params = small
+    x = documents(4, 100)
+
+    def told():
+        return jax.jit(lambda params, x: next_token.told(params, x, nets.language))(params, x)
+
+    whole = told()
     monkeypatch.setattr(next_token, "_TOGETHER", 50)
-    for a, b in zip(whole, next_token.told(params, x, nets.language), strict=True):
+    for a, b in zip(whole, told(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_topic_is_the_weighted_mean_of_words_and_padding_changes_nothing():
-    nets = next_token.build_nets(SMALL, (100,))
+def test_a_topic_is_the_weighted_mean_of_words_and_padding_changes_nothing(small):
+    nets, params = small
     x = documents(6, 100)
     x[0, 1:] = PAD  # a document without a word
-    params = nets.encoder.init(KEY, jnp.asarray(x))
+    topic = jax.jit(lambda *args: next_token.topic(*args, nets.language))
     weight = jax.random.normal(KEY, (30,))
     params = {"params": params["params"] | {"weight": weight}}
     rarity = jnp.linspace(1.0, 2.0, 30)
-    found = next_token.topic(params, jnp.asarray(x), rarity, nets.language)
+    found = np.asarray(topic(params, x, rarity))
     assert found.shape == (6, 8) and (found[0] == 0).all()
     for row, own in zip(x[1:], found[1:], strict=True):
         words, times = np.unique(row[(row != PAD) & (row != START)].astype(int), return_counts=True)
         w = (np.exp(weight) * np.asarray(rarity))[words] * (1 + np.log(times))
         wanted = w @ np.asarray(params["params"]["topic"])[words] / (3 + w.sum())
         np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-6)
-    _, told = next_token.told(params, jnp.asarray(x), nets.language)
+    _, told = jax.jit(lambda params, x: next_token.told(params, x, nets.language))(params, x)
     assert told[0] == 0
-    wider = jnp.pad(jnp.asarray(x), ((0, 0), (0, 3 * WINDOW)))
-    again = next_token.topic(params, wider, rarity, nets.language)
-    np.testing.assert_allclose(again, found, rtol=1e-5, atol=1e-6)
-    plain = next_token.topic(params, wider, jnp.ones(30), nets.language)
-    np.testing.assert_array_equal(nets.encoder.apply(params, wider), plain)
+    wider = np.pad(x, ((0, 0), (0, 3 * WINDOW)))
+    np.testing.assert_allclose(topic(params, wider, rarity), found, rtol=1e-5, atol=1e-6)
+    plain = topic(params, wider, jnp.ones(30))
+    np.testing.assert_array_equal(jax.jit(nets.encoder.apply)(params, wider), plain)
 
 
 @pytest.mark.parametrize("n", [7, 128, 300])
@@ -183,10 +207,10 @@ def test_rare_words_weigh_as_in_scikit_learn(n):
 def test_a_topic_goes_on_in_the_next_window_and_ends_with_its_text():
     """Trap: a sum over all windows, by which the words of one document tell those of another."""
     net = networks.language("gru", 30, (16,), 4, topics=2)
-    params = net.init(KEY, jnp.zeros((1, 4), jnp.int32))
+    params = jax.jit(net.init)(KEY, jnp.zeros((1, 4), jnp.int32))
     e = np.asarray(params["params"]["topic"])
     rows = [[START, 5, 6, 7], [8, 9, START, 10], [11, 12, 13, 14], [START, 15, PAD, PAD]]
-    found = np.asarray(net.states(params, jnp.array(rows)))[..., -2:]
+    found = np.asarray(jax.jit(net.states)(params, jnp.array(rows)))[..., -2:]
     texts = {
         (0, 3): [5, 6, 7], (1, 1): [5, 6, 7, 8, 9], (1, 2): [], (1, 3): [10],
         (2, 3): [10, 11, 12, 13, 14], (3, 0): [], (3, 3): [15],
@@ -209,7 +233,8 @@ def test_words_far_behind_are_told_by_the_topic():
     )
     params = found.state.params["encoder"]
     tokens = next_token.windows(jnp.asarray(x[:20])).reshape(-1, WINDOW)
-    logits = nets.language.logits(params, nets.language.states(params, tokens))
+    states = jax.jit(nets.language.states)(params, tokens)
+    logits = jax.jit(nets.language.logits)(params, states)
     at = 100 - WINDOW - 1
     told = np.asarray(logits)[1::2, at, 5:7].argmax(axis=1)
     np.testing.assert_array_equal(told, kind[:20])
@@ -238,18 +263,19 @@ def _angles(z):
 def test_what_goes_on_is_learnt_and_clustered(trained):
     x, kind, config, algorithm, found = trained
     nets = next_token.build_nets(config, (64,))
-    total, told = next_token.told(found.state.params["encoder"], jnp.asarray(x), nets.language)
+    params = found.state.params["encoder"]
+    count = jax.jit(lambda params, x: next_token.told(params, x, nets.language))
+    total, told = map(np.asarray, count(params, x))
     assert told.sum() == 90 * 40
     # The first word is one of 24, all others one of two.
     best = np.exp((np.log(24) + 39 * np.log(2)) / 40)
-    assert 0.9 * best < float(jnp.exp(total.sum() / told.sum())) < 1.2 * best
+    assert 0.9 * best < np.exp(total.sum() / told.sum()) < 1.2 * best
     z, labels = train.embed(algorithm, found.state, x)
     assert all(len(set(labels[kind == k].tolist())) == 1 for k in range(3))
     assert len(set(labels.tolist())) == 3
     np.testing.assert_allclose(found.state.rarity, next_token.rarity(jnp.asarray(x), 30), rtol=1e-6)
-    topics = next_token.topic(
-        found.state.params["encoder"], jnp.asarray(x), found.state.rarity, nets.language
-    )
+    topic = jax.jit(lambda *args: next_token.topic(*args, nets.language))
+    topics = topic(params, x, found.state.rarity)
     view = whitening.fit(topics, 4, power=0.5)
     np.testing.assert_allclose(z @ z.T, _angles(whitening.apply(view, topics)), atol=1e-3)
     np.testing.assert_array_equal(labels, kmeans.assign(z, found.state.centroids)[0])
