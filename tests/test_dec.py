@@ -1,5 +1,7 @@
 """DEC and IDEC: the equations, and the traps of published code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,13 +29,26 @@ def batch(x, index=None):
     return Batch(jnp.asarray(x), index, jnp.ones(len(x)))
 
 
+# The same objects in all tests, so that each program is compiled once.
+FIRST = autoencoder.build(autoencoder.Config(**SMALL, n_init=3), (6,))
+jitted = functools.cache(jax.jit)
+built = functools.cache(dec.build)
+nets_of = functools.cache(dec.build_nets)
+
+
+@functools.cache
+def loss_of(config):
+    """The loss as a function of params, state, batch and key, and its gradient."""
+    loss = functools.partial(dec.loss, nets=nets_of(config, (6,)), config=config)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 def started(config, x, **changes):
     """An algorithm, and its state after a briefly trained autoencoder and a first refresh."""
-    first = autoencoder.build(autoencoder.Config(**SMALL, n_init=3), x.shape[1:])
-    pretrained = train.fit(KEY, first, x, epochs=20, refresh_every=0, refresh_at_end=True).state
-    algorithm = dec.build(config, x.shape[1:], **changes)
+    pretrained = train.fit(KEY, FIRST, x, epochs=20, refresh_every=0, refresh_at_end=True).state
+    algorithm = built(config, (6,), **changes)
     state = dec.warm_start(train.init(KEY, algorithm, x), pretrained)
-    return algorithm, algorithm.refresh(KEY, state, jnp.asarray(x)), pretrained
+    return algorithm, jitted(algorithm.refresh)(KEY, state, jnp.asarray(x)), pretrained
 
 
 def shares_by_numpy(z, centroids):
@@ -71,7 +86,7 @@ def test_divergence_by_hand():
 
 def test_gradients_of_the_shares():
     z, centroids = jax.random.normal(KEY, (5, 3)), jax.random.normal(jax.random.key(1), (4, 3))
-    check_grads(losses.log_student_t, (z, centroids), 1, ["rev"], atol=1e-2, rtol=1e-2)
+    check_grads(jax.jit(losses.log_student_t), (z, centroids), 1, ["rev"], atol=1e-2, rtol=1e-2)
 
 
 def test_far_codes_are_finite():
@@ -83,22 +98,28 @@ def test_far_codes_are_finite():
         p = losses.sharpened(log_q, jnp.array([1.0, 0.0]))  # a cluster that no row has a share in
         return losses.divergence(jax.lax.stop_gradient(p), log_q).sum()
 
+    both = jax.jit(jax.value_and_grad(value))
     for size in (0.0, 1.0, 1e6, 1e15):
-        found, grad = jax.value_and_grad(value)(jnp.full((1, 2), size))
+        found, grad = both(np.full((1, 2), size, np.float32))
         assert jnp.isfinite(found) and jnp.isfinite(grad).all(), size
 
 
+@functools.cache
+def targets_of(nets, config):
+    return jax.jit(lambda *args: dec.targets(*args, nets, config))
+
+
 def targets(state, x, nets, **changes):
-    config = dec.Config(**SMALL, **changes)
-    return dec.targets(state.snapshot, jnp.asarray(x), jnp.ones(len(x)), nets, config)
+    found = targets_of(nets, dec.Config(**SMALL, **changes))
+    return np.asarray(found(state.snapshot, jnp.asarray(x), jnp.ones(len(x))))
 
 
 def test_targets_are_over_all_rows_and_not_over_the_batch():
     """Trap: sums over the batch give weaker targets that drift."""
     x = rows()
     algorithm, state, _ = started(dec.Config(**SMALL), x)
-    nets = dec.build_nets(dec.Config(**SMALL), (6,))
-    z = algorithm.embed(state, jnp.asarray(x))
+    nets = nets_of(dec.Config(**SMALL), (6,))
+    z = train.embed(algorithm, state, x)[0]
     expected = targets_by_numpy(shares_by_numpy(z, state.params["centroids"]))
     few = slice(7, 12)
     found = targets(state, x[few], nets)
@@ -112,10 +133,10 @@ def test_targets_stay_between_refreshes_whatever_the_order_of_rows():
     x = rows()
     config = dec.Config(**SMALL, learning_rate=1e-2)
     algorithm, state, _ = started(config, x)
-    nets = dec.build_nets(config, (6,))
+    nets = nets_of(config, (6,))
     before = np.asarray(targets(state, x, nets))
     order = np.random.default_rng(0).permutation(len(x))
-    new, _ = algorithm.step(KEY, state, batch(x[order], order))
+    new, _ = jitted(algorithm.step)(KEY, state, batch(x[order], order))
     moved = [
         (a != b).any()
         for a, b in zip(*map(jax.tree.leaves, (new.params, state.params)), strict=True)
@@ -123,7 +144,7 @@ def test_targets_stay_between_refreshes_whatever_the_order_of_rows():
     assert all(moved)
     after = np.asarray(targets(new, x[order], nets))
     np.testing.assert_allclose(after, before[order], rtol=1e-6)
-    renewed = algorithm.refresh(KEY, new, jnp.asarray(x))
+    renewed = jitted(algorithm.refresh)(KEY, new, jnp.asarray(x))
     found = np.asarray(targets(renewed, x, nets))
     assert np.abs(found - before).max() > 1e-4
 
@@ -133,13 +154,13 @@ def test_no_gradient_flows_through_the_targets():
     x = rows()
     config = dec.Config(**DEC)
     _, state, _ = started(config, x)
-    nets = dec.build_nets(config, (6,))
+    nets = nets_of(config, (6,))
 
     def of_snapshot(snapshot):
         moved = state.replace(snapshot=snapshot)
         return dec.loss(state.params, moved, batch(x), KEY, nets=nets, config=config)[0]
 
-    for leaf in jax.tree.leaves(jax.grad(of_snapshot)(state.snapshot)):
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(of_snapshot))(state.snapshot)):
         np.testing.assert_array_equal(leaf, 0.0)
     p = targets(state, x, nets)
 
@@ -147,10 +168,8 @@ def test_no_gradient_flows_through_the_targets():
         z = nets.encoder.apply(params["encoder"], x)
         return jnp.mean(losses.divergence(p, losses.log_student_t(z, params["centroids"])))
 
-    found = jax.grad(dec.loss, has_aux=True)(
-        state.params, state, batch(x), KEY, nets=nets, config=config
-    )[0]
-    expected = jax.grad(with_constants)(state.params)
+    _, found = loss_of(config)(state.params, state, batch(x), KEY)
+    expected = jax.jit(jax.grad(with_constants))(state.params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, expected
     )
@@ -161,10 +180,10 @@ def test_weights_are_on_their_own_terms():
     x = rows()
     config = dec.Config(**SMALL, weight=0.3, reconstruction=2.0)
     _, state, _ = started(config, x)
-    nets = dec.build_nets(config, (6,))
-    value, metrics = dec.loss(state.params, state, batch(x), KEY, nets=nets, config=config)
-    z = np.asarray(nets.encoder.apply(state.params["encoder"], x))
-    x_hat = np.asarray(nets.decoder.apply(state.params["decoder"], z))
+    nets = nets_of(config, (6,))
+    (value, metrics), _ = loss_of(config)(state.params, state, batch(x), KEY)
+    z = np.asarray(jitted(nets.encoder.apply)(state.params["encoder"], x))
+    x_hat = np.asarray(jitted(nets.decoder.apply)(state.params["decoder"], z))
     q = shares_by_numpy(z, state.params["centroids"])
     p = targets_by_numpy(q)
     kl = np.mean((p * np.log(p / q)).sum(1))  # a mean over rows, a sum over clusters
@@ -177,7 +196,7 @@ def test_weights_are_on_their_own_terms():
 def test_dec_has_no_decoder():
     x = rows()
     algorithm, state, _ = started(dec.Config(**DEC), x)
-    new, metrics = algorithm.step(KEY, state, batch(x))
+    new, metrics = jitted(algorithm.step)(KEY, state, batch(x))
     assert set(metrics) == {"loss", "divergence"}
     jax.tree.map(np.testing.assert_array_equal, new.params["decoder"], state.params["decoder"])
 
@@ -188,11 +207,8 @@ def test_centroids_are_trained_at_the_same_rate():
     config = dec.Config(**DEC)
     rate = optax.sgd(0.5)
     algorithm, state, _ = started(config, x, optimizer=rate)
-    nets = dec.build_nets(config, (6,))
-    grad = jax.grad(dec.loss, has_aux=True)(
-        state.params, state, batch(x), jax.random.key(5), nets=nets, config=config
-    )[0]
-    new, _ = algorithm.step(KEY, state, batch(x))
+    _, grad = loss_of(config)(state.params, state, batch(x), jax.random.key(5))
+    new, _ = jitted(algorithm.step)(KEY, state, batch(x))
     for name in ("centroids", "encoder"):
         jax.tree.map(
             lambda a, b, g: np.testing.assert_allclose(a, b - 0.5 * g, rtol=1e-5, atol=1e-6),
@@ -212,11 +228,12 @@ def test_an_augmented_row_has_the_targets_of_the_row_as_it_was():
     x = rows()
     config = dec.Config(**DEC)
     _, state, _ = started(config, x)
-    nets = dec.build_nets(config, (6,))
+    nets = nets_of(config, (6,))
     thrown = jnp.asarray(x[::-1].copy())
     changed = batch(x)._replace(x=thrown, clean=jnp.asarray(x))
-    _, metrics = dec.loss(state.params, state, changed, KEY, nets=nets, config=config)
-    z, clean = (nets.encoder.apply(state.params["encoder"], a) for a in (thrown, jnp.asarray(x)))
+    (_, metrics), _ = loss_of(config)(state.params, state, changed, KEY)
+    encode = jitted(nets.encoder.apply)
+    z, clean = (encode(state.params["encoder"], a) for a in (thrown, jnp.asarray(x)))
     p = targets_by_numpy(shares_by_numpy(clean, state.params["centroids"]))
     q = shares_by_numpy(z, state.params["centroids"])
     np.testing.assert_allclose(metrics["divergence"], (p * np.log(p / q)).sum(1).mean(), rtol=1e-3)
@@ -229,9 +246,7 @@ def test_training_makes_rows_surer(config):
     found = train.fit(KEY, algorithm, x, epochs=60, batch_size=50, state=state).state
 
     def sureness(state):
-        log_q = losses.log_student_t(
-            algorithm.embed(state, jnp.asarray(x)), state.params["centroids"]
-        )
+        log_q = losses.log_student_t(train.embed(algorithm, state, x)[0], state.params["centroids"])
         return float(jnp.mean(jnp.max(jnp.exp(log_q), axis=1)))
 
     assert sureness(found) > sureness(state) + 0.02
@@ -240,11 +255,11 @@ def test_training_makes_rows_surer(config):
 def test_targets_of_even_sizes_and_of_sizes_as_they_are():
     x = rows()
     _, state, _ = started(dec.Config(**SMALL), x)
-    nets = dec.build_nets(dec.Config(**SMALL), (6,))
+    nets = nets_of(dec.Config(**SMALL), (6,))
     even = targets(state, x, nets, sizes="even")
     np.testing.assert_allclose(even.sum(0), len(x) / SMALL["n_clusters"], rtol=1e-3)
     q = shares_by_numpy(
-        nets.encoder.apply(state.params["encoder"], jnp.asarray(x)), state.params["centroids"]
+        jitted(nets.encoder.apply)(state.params["encoder"], x), state.params["centroids"]
     )
     expected = q**2 / (q**2).sum(1, keepdims=True)
     np.testing.assert_allclose(targets(state, x, nets, sizes="prior"), expected, atol=1e-5)
