@@ -1,6 +1,7 @@
 """Turns and the points of a mixture: targets, their matching, and what both tasks leave."""
 
 import dataclasses
+import functools
 import itertools
 import types
 
@@ -17,11 +18,20 @@ from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
 SMALL = mmdc.Config(n_clusters=3, embed_dim=4, hidden=(8,))
+NETS = mmdc.build_nets(SMALL, (6, 6, 1))
+
+
+@functools.cache
+def started():
+    """A state for images of 6 x 6 places, of as many as there may be."""
+    x = jnp.zeros((6, 6, 6, 1))
+    algorithm = mmdc.build(SMALL, x.shape[1:])
+    return jax.jit(algorithm.init)(KEY, Batch(x, jnp.arange(6), jnp.ones(6)))
 
 
 def test_targets_are_of_the_mixture():
     config = dataclasses.replace(SMALL, sigma=0.15)
-    draw = jax.vmap(lambda key: mmdc.targets(key, 40, config))
+    draw = jax.jit(jax.vmap(lambda key: mmdc.targets(key, 40, config)))
     t = np.asarray(draw(jax.random.split(KEY, 300)))
     component = t.argmax(axis=2)
     counts = np.stack([(component == j).sum(axis=1) for j in range(3)], axis=1)
@@ -63,47 +73,50 @@ def test_rows_that_count_share_the_first_targets_whatever_padding_is():
 def test_padding_changes_neither_loss_nor_gradient():
     """Trap: rows of padding that take a target away or are turned with the others."""
     x = jax.random.uniform(KEY, (8, 6, 6, 1))
-    nets = mmdc.build_nets(SMALL, x.shape[1:])
-    algorithm = mmdc.build(SMALL, x.shape[1:])
     mask = jnp.ones(8).at[5:].set(0.0)
-    state = algorithm.init(KEY, Batch(x, jnp.arange(8), mask))
+    state = started()
 
     @jax.jit
+    @jax.value_and_grad
     def of(x):
         batch = Batch(x, jnp.arange(8), mask)
-        return mmdc.loss(state.params, state, batch, KEY, nets=nets, config=SMALL)[0]
+        return mmdc.loss(state.params, state, batch, KEY, nets=NETS, config=SMALL)[0]
 
     other = x.at[5:].set(7.0)
-    np.testing.assert_allclose(of(x), of(other), rtol=1e-5)
-    assert float(jnp.abs(jax.grad(of)(x)[5:]).max()) == 0.0
+    (one, slope), (two, _) = of(x), of(other)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert float(jnp.abs(slope[5:]).max()) == 0.0
 
 
 def test_the_loss_is_what_it_says():
     x = jax.random.uniform(KEY, (6, 6, 6, 1))
-    nets = mmdc.build_nets(SMALL, x.shape[1:])
+    nets = NETS
     batch = Batch(x, jnp.arange(6), jnp.ones(6))
-    state = mmdc.build(SMALL, x.shape[1:]).init(KEY, batch)
+    state = started()
+    encode, head, turns = (jax.jit(net.apply) for net in (nets.encoder, nets.head, nets.turns))
 
+    @functools.partial(jax.jit, static_argnums=0)
     def of(weight):
         config = dataclasses.replace(SMALL, weight=weight)
         return mmdc.loss(state.params, state, batch, KEY, nets=nets, config=config)
 
     value, terms = of(0.0)
-    z = nets.encoder.apply(state.params["encoder"], x)
-    y = nets.head.apply(state.params["head"], z)
+    z = encode(state.params["encoder"], x)
+    y = head(state.params["head"], z)
     t = mmdc.matched(y, mmdc.targets(KEY, 6, SMALL), jnp.ones(6))
     np.testing.assert_allclose(value, ((y - t) ** 2).sum(axis=1).mean(), rtol=1e-5)
     np.testing.assert_allclose(terms["distance"], value, rtol=1e-6)
     costs, hits = [], []
     for turn in range(4):
         turned = jnp.asarray(np.rot90(x, turn, axes=(1, 2)))
-        code = nets.encoder.apply(state.params["encoder"], turned)
-        p = jax.nn.softmax(nets.turns.apply(state.params["turns"], code))
+        code = encode(state.params["encoder"], turned)
+        p = jax.nn.softmax(turns(state.params["turns"], code))
         costs.append(-np.log(p[:, turn]))
         hits.append(p.argmax(axis=1) == turn)
     np.testing.assert_allclose(of(2.0)[0] - value, 2.0 * np.mean(costs), rtol=1e-4)
     np.testing.assert_allclose(terms["rotation_accuracy"], np.mean(hits), rtol=1e-6)
-    np.testing.assert_allclose(mmdc.accuracy(state, x, nets), np.mean(hits, axis=0), rtol=1e-6)
+    accuracy = jax.jit(lambda x: mmdc.accuracy(state, x, nets))
+    np.testing.assert_allclose(accuracy(x), np.mean(hits, axis=0), rtol=1e-6)
 
 
 def test_turns_found_are_reported_by_class():
@@ -111,9 +124,10 @@ def test_turns_found_are_reported_by_class():
     options = config.resolve(config.parse([*args, "--held-out", "8", "--seeds", "2"]))
     x = np.random.default_rng(0).random((20, 6, 6, 1), np.float32)
     algorithm = phases.of(options, (12, 6, 6, 1))[-1].algorithm
-    states = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
+    states = train.init(run.seed_keys(options), algorithm, x)
     nets = mmdc.build_nets(mmdc.Config(hidden=(4,), embed_dim=5), x.shape[1:])
-    wanted = jax.vmap(lambda state: mmdc.accuracy(state, x[12:], nets))(states)
+    wanted = jax.jit(jax.vmap(lambda state: mmdc.accuracy(state, x[12:], nets)))(states)
+    wanted = np.asarray(wanted)
     found = pretext.of_turns(options, x, types.SimpleNamespace(state=states), np.arange(20) % 2)
     assert found["rows"] == "rows held out" and found["blocks"] == []
     np.testing.assert_allclose(found["accuracy"]["values"], wanted.mean(axis=1), rtol=1e-6)
@@ -124,15 +138,16 @@ def test_turns_come_first_and_alone():
     """Trap: the first matching is of a network that sees nothing yet, and stays."""
     x = jax.random.uniform(KEY, (6, 6, 6, 1))
     own = dataclasses.replace(SMALL, turns_first=2)
-    nets = mmdc.build_nets(own, x.shape[1:])
     batch = Batch(x, jnp.arange(6), jnp.ones(6))
-    state = mmdc.build(own, x.shape[1:]).init(KEY, batch)
+    state = started()
 
+    @jax.jit
+    @jax.grad
     def of(params, step):
-        now = state.replace(step=jnp.int32(step))
-        return mmdc.loss(params, now, batch, KEY, nets=nets, config=own)[0]
+        now = state.replace(step=step)
+        return mmdc.loss(params, now, batch, KEY, nets=NETS, config=own)[0]
 
-    grads = [jax.grad(of)(state.params, step)["head"] for step in (0, 1, 2)]
+    grads = [of(state.params, jnp.int32(step))["head"] for step in (0, 1, 2)]
     norms = [max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(g)) for g in grads]
     assert norms[0] == norms[1] == 0.0 and norms[2] > 0.0
 

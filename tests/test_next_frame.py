@@ -1,6 +1,7 @@
 """Next-frame prediction: what is told, how far ahead, and what a clip is."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,21 @@ def batch(x, mask=None):
 
 @pytest.fixture(scope="module", params=["gru", "transformer"])
 def nets(request):
-    return next_frame.build_nets(dataclasses.replace(SMALL, network=request.param), SHAPE)
+    """What is called of the networks, compiled once for each number of clips."""
+    own = next_frame.build_nets(dataclasses.replace(SMALL, network=request.param), SHAPE)
+    frames = own.frames._replace(states=jax.jit(own.frames.states), told=jax.jit(own.frames.told))
+    encoder = own.encoder._replace(apply=jax.jit(own.encoder.apply))
+    return own._replace(frames=frames, encoder=encoder)
 
 
 @pytest.fixture(scope="module")
 def params(nets):
-    return {"encoder": nets.encoder.init(KEY, jnp.zeros((1, *SHAPE)))}
+    return {"encoder": jax.jit(nets.encoder.init)(KEY, jnp.zeros((1, *SHAPE)))}
+
+
+@functools.cache
+def loss_of(nets):
+    return jax.jit(functools.partial(next_frame.loss, nets=nets, config=SMALL))
 
 
 def clips(n, seed=0):
@@ -43,7 +53,7 @@ def clips(n, seed=0):
 def test_loss_is_the_distance_of_frames_so_far_ahead(nets, params):
     x = jnp.asarray(clips(4)[0])
     mask = jnp.array([1.0, 1.0, 0.0, 1.0])
-    value, _ = next_frame.loss(params, None, batch(x, mask), KEY, nets=nets, config=SMALL)
+    value, _ = loss_of(nets)(params, None, batch(x, mask), KEY)
     frames = np.asarray(x)[..., 0]
     told = nets.frames.told(params["encoder"], nets.frames.states(params["encoder"], frames))
     wanted = np.abs(np.asarray(told)[:, :-2] - frames[:, 2:]).mean(axis=(1, 2))
@@ -76,14 +86,14 @@ def test_what_fills_a_short_clip_is_neither_told_nor_part_of_it(nets, params):
     wanted = np.concatenate([states[:, i : i + 3].mean(axis=1) for i in (0, 3, 6)], axis=1)
     np.testing.assert_allclose(nets.encoder.apply(params["encoder"], short), wanted, atol=1e-5)
     mixed = jnp.concatenate([x[:1], short[1:2], jnp.zeros((1, *SHAPE))])
-    value, _ = next_frame.loss(params, None, batch(mixed), KEY, nets=nets, config=SMALL)
+    value, _ = loss_of(nets)(params, None, batch(mixed), KEY)
     told = np.asarray(nets.frames.told(params["encoder"], states))
     off = np.abs(told[:, :-2] - np.asarray(x)[:, 2:, :, 0]).mean(axis=2)
     wanted = (off[0].mean() + off[1, :7].mean()) / 2  # a clip of zeros alone has nothing to tell
     assert float(value) == pytest.approx(wanted, rel=1e-5)
     assert np.isfinite(nets.encoder.apply(params["encoder"], mixed)).all()
     hidden = batch(short)._replace(clean=x)  # by a change of clips that are whole
-    value, _ = next_frame.loss(params, None, hidden, KEY, nets=nets, config=SMALL)
+    value, _ = loss_of(nets)(params, None, hidden, KEY)
     told = nets.frames.told(params["encoder"], nets.frames.states(params["encoder"], short[..., 0]))
     wanted = np.abs(np.asarray(told)[:, :-2] - np.asarray(short)[:, 2:, :, 0]).mean()
     assert float(value) == pytest.approx(wanted, rel=1e-5)
@@ -100,7 +110,7 @@ def test_frames_to_be_told_are_those_of_the_changed_clip(nets, params):
     """Trap: a change that moves frames in time leaves those before it at other places."""
     x = jnp.asarray(clips(4)[0])
     changed = batch(x + 1.0)._replace(clean=x)
-    value, _ = next_frame.loss(params, None, changed, KEY, nets=nets, config=SMALL)
+    value, _ = loss_of(nets)(params, None, changed, KEY)
     told = nets.frames.told(
         params["encoder"], nets.frames.states(params["encoder"], (x + 1.0)[..., 0])
     )
