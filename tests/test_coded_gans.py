@@ -1,6 +1,7 @@
 """InfoGAN, ClusterGAN and BiGAN: their terms, whose gradient goes where, and what codes find."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
 MODULES = {"info_gan": info_gan, "cluster_gan": cluster_gan, "bi_gan": bi_gan}
-SMALL = {"n_clusters": 3, "embed_dim": 4, "hidden": (16, 8), "latent_dim": 5, "n_init": 2}
+SMALL = {"n_clusters": 3, "embed_dim": 4, "hidden": (8,), "latent_dim": 5, "n_init": 2}
 
 
 @pytest.fixture(params=MODULES)
@@ -29,14 +30,21 @@ def batch(x):
     return Batch(x, jnp.arange(len(x)), jnp.ones(len(x)))
 
 
+@functools.cache
 def parts(module, **more):
     config = module.Config(**SMALL | more)
     algorithm = module.build(config, (6,))
-    return config, algorithm, algorithm.init(KEY, batch(rows())), module.build_nets(config, (6,))
+    state = jax.jit(algorithm.init)(KEY, batch(rows()))
+    return config, algorithm, state, module.build_nets(config, (6,))
+
+
+@functools.cache
+def loss_of(module, config, nets):
+    return jax.jit(functools.partial(module.loss, nets=nets, config=config))
 
 
 def total(module, config, nets, state, params, key=KEY):
-    return module.loss(params, state, batch(rows()), key, nets=nets, config=config)
+    return loss_of(module, config, nets)(params, state, batch(rows()), key)
 
 
 # --- codes
@@ -59,7 +67,8 @@ def test_rows_of_a_cluster_can_be_asked_for(module):
     clusters = jnp.array([2, 0, 2, 1])
     z = module.latents(KEY, 4, config, clusters)
     np.testing.assert_array_equal(z[:, -3:].argmax(axis=1), clusters)
-    assert module.generate(state, z, nets).shape == (4, 6)
+    made = jax.eval_shape(functools.partial(module.generate, nets=nets), state, z)
+    assert made.shape == (4, 6)
 
 
 @pytest.mark.parametrize(
@@ -98,11 +107,14 @@ def test_the_code_is_told_by_cross_entropy(module):
     """The loss less that of a plain game is the weighted sum of both terms, written out."""
     config, _, state, nets = parts(module, weight=2.0)
     value, told = total(module, config, nets, state, state.params)
-    z = module.latents(jax.random.split(KEY, 3)[0], 24, config)
-    made = nets.generator.apply(state.params["generator"], z)
-    found, logits = game.read(
-        state.params, nets.encoder.apply(state.params["encoder"], made), nets, config
-    )
+    z = np.asarray(module.latents(jax.random.split(KEY, 3)[0], 24, config))
+
+    @jax.jit
+    def read(params, z):
+        made = nets.generator.apply(params["generator"], z)
+        return game.read(params, nets.encoder.apply(params["encoder"], made), nets, config)
+
+    found, logits = map(np.asarray, read(state.params, z))
     own = np.asarray(z)[:, -3:].argmax(axis=1)
     shares = np.asarray(jax.nn.softmax(logits))
     code = -np.log(shares[np.arange(24), own]).mean()
@@ -124,7 +136,7 @@ def test_the_code_is_told_by_cross_entropy(module):
 def test_the_encoder_of_bi_gan_learns_from_real_rows_as_the_generator_from_made_ones():
     config, _, state, nets = parts(bi_gan, penalty=0.0)
     params = state.params
-    grads = jax.grad(lambda p: total(bi_gan, config, nets, state, p)[0])(params)
+    grads = jax.jit(jax.grad(lambda p: total(bi_gan, config, nets, state, p)[0]))(params)
 
     def of_encoder(encoder):
         z = nets.encoder.apply(encoder, rows())
@@ -133,7 +145,7 @@ def test_the_encoder_of_bi_gan_learns_from_real_rows_as_the_generator_from_made_
         seen = nets.discriminator.apply(params["discriminator"], rows(), code)
         return jnp.mean(jax.nn.softplus(seen))  # -log(1 - D(x, F(x)))
 
-    expected = jax.grad(of_encoder)(params["encoder"])
+    expected = jax.jit(jax.grad(of_encoder))(params["encoder"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
         grads["encoder"], expected,
@@ -164,7 +176,7 @@ def test_the_code_is_found_of_the_row_as_changed(module):
 def test_a_change_leaves_some_rows_as_they_are():
     """Trap: were all changed, made rows could look real only once they are."""
     change = game.sometimes(lambda key, row: row + 1.0)
-    found = jax.vmap(change)(jax.random.split(KEY, 4000), jnp.zeros((4000, 2)))
+    found = jax.jit(jax.vmap(change))(jax.random.split(KEY, 4000), jnp.zeros((4000, 2)))
     assert set(np.unique(found)) == {0.0, 1.0} and (found[:, 0] == found[:, 1]).all()
     assert float(found[:, 0].mean()) == pytest.approx(0.7, abs=0.03)
     assert game.sometimes(None) is None
@@ -178,7 +190,7 @@ def fit_blobs(module, epochs, **more):
     labels = np.random.default_rng(0).integers(0, 3, 600)
     centres = np.array([[3.0, 0.0], [-2.0, 2.5], [-2.0, -2.5]])
     x = np.float32(centres[labels] + 0.3 * np.random.default_rng(1).normal(size=(600, 2)))
-    config = module.Config(3, embed_dim=8, hidden=(64, 64), penalty=0.1, n_init=2, **more)
+    config = module.Config(3, embed_dim=8, hidden=(64,), penalty=0.1, n_init=2, **more)
     algorithm = module.build(config, (2,))
     keys = jax.random.split(KEY, 3)
     found = train.fit(keys, algorithm, x, epochs=epochs, batch_size=200, refresh_every=0)
