@@ -16,8 +16,8 @@ STILL = {"area": 1.0, "aspect": 1.0, "light": 0.0, "hue": 0.0, "grey": 0.0}
 
 
 def views(x, n=400, **options):
-    keys = jax.random.split(KEY, n)
-    return np.asarray(jax.vmap(lambda key: augment.photo(key, x, **options))(keys))
+    change = jax.jit(jax.vmap(lambda key: augment.photo(key, x, **options)))
+    return np.asarray(change(jax.random.split(KEY, n)))
 
 
 def test_without_changes_a_view_is_the_picture_or_its_mirror_image():
@@ -98,13 +98,14 @@ def test_statistics_are_of_rows_or_of_what_is_learnt_of_them(algorithms):
         own = algorithms.Config(3, embed_dim=4, network="conv", hidden=(8,), of_views=of_views)
         algorithm = algorithms.build(own, x.shape[1:], augment=lambda key, row: 3.0 * row[:6, :6])
         batch = Batch(x, jnp.arange(40), jnp.ones(40))
-        state = algorithm.init(KEY, batch)
-        after = algorithm.refresh(KEY, state, x)
+        state = jax.jit(algorithm.init)(KEY, batch)
+        # Of what a refresh finds the statistics alone are compiled.
+        after = jax.jit(lambda *args, own=algorithm: own.refresh(*args).statistics)(KEY, state, x)
         encoder = algorithms.build_nets(own, x.shape[1:]).encoder
         rows = 3.0 * x[:, :6, :6] if of_views else x
-        expected = encoder.measure(state.params["encoder"], rows)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), after.statistics, expected)
-        found[of_views] = jax.tree.leaves(after.statistics)[0]
+        expected = jax.jit(encoder.measure)(state.params["encoder"], rows)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), after, expected)
+        found[of_views] = jax.tree.leaves(after)[0]
     assert jnp.abs(found[True] / found[False] - 1).max() > 0.5
 
 
@@ -177,10 +178,11 @@ def test_convolutions_see_what_is_in_a_picture_wherever_it_is():
     for what the borders, where zeros are, add to its ground."""
     encoder = networks.normalised_encoder("conv", (64, 64, 1), (8,), 4)
     x = jnp.zeros((8, 64, 64, 1)).at[:, 24:32, 24:32].set(jax.random.uniform(KEY, (8, 8, 8, 1)))
-    params = encoder.init(KEY, x)
+    params = jax.jit(encoder.init)(KEY, x)
     moved = jnp.roll(x, (8, -8), axis=(1, 2))
-    found = encoder.apply(params, x)
-    np.testing.assert_allclose(encoder.apply(params, moved), found, atol=0.02)
+    apply = jax.jit(encoder.apply)
+    found = apply(params, x)
+    np.testing.assert_allclose(apply(params, moved), found, atol=0.02)
     assert jnp.abs(found - found.mean(axis=0, keepdims=True)).max() > 0.1
 
 
@@ -237,8 +239,9 @@ def test_the_residual_network_learns_and_tells_rows_one_by_one():
     found = train.fit(KEY, algorithm, x, epochs=6, batch_size=20, refresh_every=0)
     assert found.metrics["loss"][-1] < found.metrics["loss"][0]
     encoder = contrastive.build_nets(own, x.shape[1:]).encoder
-    measured = contrastive.measured(encoder, found.state.params["encoder"], jnp.asarray(x))
-    state = found.state.replace(statistics=measured)
-    z = algorithm.embed(state, jnp.asarray(x))
-    np.testing.assert_allclose(z[:7], algorithm.embed(state, jnp.asarray(x[:7])), atol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1.0, rtol=1e-5)
+    measure = jax.jit(lambda params, x: contrastive.measured(encoder, params, x))
+    state = found.state.replace(statistics=measure(found.state.params["encoder"], x))
+    embed = jax.jit(algorithm.embed)
+    z = np.asarray(embed(state, x))
+    np.testing.assert_allclose(z[:7], embed(state, x[:7]), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1.0, rtol=1e-5)

@@ -1,6 +1,8 @@
 """Rotation prediction: the turns, the loss, and the traps of the task."""
 
 import dataclasses
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +23,16 @@ def batch(x):
     return Batch(jnp.asarray(x), jnp.arange(len(x)), jnp.ones(len(x)))
 
 
-def started(x, config=SMALL, **more):
-    algorithm = rotation.build(config, x.shape[1:], **more)
-    return algorithm, algorithm.init(KEY, batch(x))
+@pytest.fixture(scope="module")
+def small():
+    """Networks for images of 8 x 8 places, and a state for six of them."""
+    algorithm = rotation.build(SMALL, (8, 8, 1))
+    state = jax.jit(algorithm.init)(KEY, batch(np.zeros((6, 8, 8, 1), np.float32)))
+    return algorithm, state, rotation.build_nets(SMALL, (8, 8, 1))
+
+
+def loss(nets):
+    return jax.jit(functools.partial(rotation.loss, nets=nets, config=SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -51,48 +60,46 @@ def test_turns_are_exact():
     np.testing.assert_array_equal(jnp.sort(found.ravel()), jnp.sort(again.ravel()))
 
 
-def test_all_four_turns_of_each_image_are_in_the_batch_and_the_loss_is_their_mean():
+def test_all_four_turns_of_each_image_are_in_the_batch_and_the_loss_is_their_mean(small):
     x = jax.random.uniform(KEY, (6, 8, 8, 1))
-    _, state = started(x)
-    nets = rotation.build_nets(SMALL, x.shape[1:])
-    static = {"nets": nets, "config": SMALL}
-    value, terms = rotation.loss(state.params, state, batch(x), KEY, **static)
+    _, state, nets = small
+    value, terms = loss(nets)(state.params, state, batch(x), KEY)
+    log_probabilities = jax.jit(lambda x: rotation.log_probabilities(state.params, x, nets))
     costs, hits = [], []
     for turn in range(4):
-        log_p = rotation.log_probabilities(state.params, jnp.rot90(x, turn, axes=(1, 2)), nets)
+        log_p = np.asarray(log_probabilities(np.rot90(x, turn, axes=(1, 2))))
         costs += [-float(log_p[i, turn]) for i in range(6)]
-        hits += [int(jnp.argmax(log_p[i])) == turn for i in range(6)]
+        hits += [int(np.argmax(log_p[i])) == turn for i in range(6)]
     assert float(value) == pytest.approx(np.mean(costs), rel=1e-5)
     assert float(terms["rotation_accuracy"]) == pytest.approx(np.mean(hits))
 
 
-def test_a_head_that_knows_nothing_has_the_loss_of_chance():
-    x = jax.random.uniform(KEY, (4, 8, 8, 1))
-    _, state = started(x)
+def test_a_head_that_knows_nothing_has_the_loss_of_chance(small):
+    x = jax.random.uniform(KEY, (6, 8, 8, 1))
+    _, state, nets = small
     params = state.params | {"head": jax.tree.map(jnp.zeros_like, state.params["head"])}
-    nets = rotation.build_nets(SMALL, x.shape[1:])
-    value, _ = rotation.loss(params, state, batch(x), KEY, nets=nets, config=SMALL)
+    value, _ = loss(nets)(params, state, batch(x), KEY)
     assert float(value) == pytest.approx(np.log(4), rel=1e-6)
 
 
-def test_images_without_an_upright_side_cannot_be_told():
+def test_images_without_an_upright_side_cannot_be_told(small):
     """Trap: classes that look alike however they are turned."""
-    x = jax.random.uniform(KEY, (4, 8, 8, 1))
-    x = sum(jnp.rot90(x, turn, axes=(1, 2)) for turn in range(4))
-    algorithm, state = started(x)
+    x = np.asarray(jax.random.uniform(KEY, (6, 8, 8, 1)))
+    x = sum(np.rot90(x, turn, axes=(1, 2)) for turn in range(4))
+    algorithm, state, nets = small
     step = jax.jit(algorithm.step)
     for _ in range(20):
         state, terms = step(KEY, state, batch(x))
     assert float(terms["loss"]) >= np.log(4) - 1e-3
-    nets = rotation.build_nets(SMALL, x.shape[1:])
-    np.testing.assert_allclose(rotation.accuracy(state, x, nets), 0.25)
+    accuracy = jax.jit(lambda state, x: rotation.accuracy(state, x, nets))
+    np.testing.assert_allclose(accuracy(state, x), 0.25)
 
 
 def test_accuracy_by_image(digits):
     x, y, config, _, found = digits
-    by_image = rotation.accuracy(
-        found.state, jnp.asarray(x), rotation.build_nets(config, x.shape[1:])
-    )
+    nets = rotation.build_nets(config, x.shape[1:])
+    by_image = jax.jit(lambda state, x: rotation.accuracy(state, x, nets))(found.state, x)
+    by_image = np.asarray(by_image)
     assert by_image.shape == (600,) and set(np.unique(by_image * 4)) <= set(range(5))
     assert by_image.mean() > 0.85
     by_digit = np.array([by_image[y == digit].mean() for digit in range(10)])
@@ -103,7 +110,7 @@ def test_features_are_whitened_and_clusters_are_nearest_centroids(digits):
     x, _, config, algorithm, found = digits
     state, nets = found.state, rotation.build_nets(config, x.shape[1:])
     z, labels = train.embed(algorithm, state, x)
-    features = nets.blocks.apply(state.params["encoder"], jnp.asarray(x))
+    features = jax.jit(nets.blocks.apply)(state.params["encoder"], x)
     block = int(state.block)
     wanted = whitening.apply(whitening.fit(features[block], 8), features[block])
     np.testing.assert_allclose(np.abs(z), np.abs(wanted), atol=2e-2)
@@ -113,6 +120,10 @@ def test_features_are_whitened_and_clusters_are_nearest_centroids(digits):
 def test_the_block_is_the_one_found_again_in_other_rows_or_the_one_asked_for(digits, monkeypatch):
     """Trap: the clusters of the last block are the tightest, and they are of turns."""
     x, _, config, _, found = digits
+    # Which block is chosen does not depend on its clusters.
+    monkeypatch.setattr(
+        kmeans, "fit", lambda key, z, k, **more: types.SimpleNamespace(centroids=z[:k])
+    )
     own = rotation.build(dataclasses.replace(config, block=2), x.shape[1:])
     assert int(train.refresh(KEY, own, found.state, x).block) == 1
     seen = []
@@ -143,8 +154,8 @@ def test_what_changes_an_image_comes_before_its_turns():
         seen.append(row.shape)
         return augment.affine(key, row)
 
-    algorithm, state = started(x, augment=noted)
-    algorithm.step(KEY, state, batch(x))
+    algorithm = rotation.build(SMALL, x.shape[1:], augment=noted)
+    jax.eval_shape(algorithm.step, KEY, jax.eval_shape(algorithm.init, KEY, batch(x)), batch(x))
     assert seen == [(8, 8, 1)]  # traced for one image, not for its turns
 
 
