@@ -1,6 +1,7 @@
 """Heads of maximal information: the losses of IIC, SCAN and IMSAT, and which head is kept."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,12 @@ def rows(n=90, d=5):
     centres = 6 * jax.random.normal(jax.random.key(1), (3, d))
     own = jnp.arange(n) % 3
     return centres[own] + jax.random.normal(KEY, (n, d)), own
+
+
+@functools.cache
+def built():
+    """The same object in all tests, so that each program is compiled once."""
+    return info_max.build(SMALL, (5,))
 
 
 def objective(one, other, **changes):
@@ -103,29 +110,32 @@ def test_padding_counts_for_nothing(name):
 
 def test_the_head_with_the_lowest_loss_is_kept():
     x, own = rows()
-    algorithm = info_max.build(SMALL, (5,))
+    algorithm = built()
+    refresh = jax.jit(algorithm.refresh)
     state = train.init(KEY, algorithm, x)
-    state = algorithm.refresh(KEY, state, x)
-    z = algorithm.embed(state, x)
+    state = refresh(KEY, state, x)
+    z = train.embed(algorithm, state, x)[0]
+    own = np.asarray(own)
     # A head that knows the clusters, in the second place, beside one that knows nothing.
-    means = jnp.stack([z[own == k].mean(0) for k in range(3)])
-    kernel = jnp.concatenate([jnp.zeros((4, 3)), 50.0 * (means - means.mean(0)[None, :]).T], axis=1)
+    means = np.stack([z[own == k].mean(0) for k in range(3)])
+    kernel = jnp.concatenate([jnp.zeros((4, 3)), 50.0 * (means - means.mean(0)).T], axis=1)
     for places, best in (((0, 1), 1), ((1, 0), 0)):
         order = jnp.concatenate([jnp.arange(3) + 3 * place for place in places])
         moved = {"params": {"Dense_0": {"kernel": kernel[:, order], "bias": jnp.zeros(6)}}}
         state = state.replace(params=state.params | {"heads": moved})
-        found = algorithm.refresh(KEY, state, x)
+        found = refresh(KEY, state, x)
         assert int(found.head) == best
         labels = np.asarray(algorithm.assign(found, z))
-        assert metrics.accuracy(np.asarray(own), labels) > 0.9
+        assert metrics.accuracy(own, labels) > 0.9
 
 
 def test_heads_are_different():
     x, _ = rows()
-    algorithm = info_max.build(SMALL, (5,))
+    algorithm = built()
     state = train.init(KEY, algorithm, x)
     nets = info_max.build_nets(SMALL, (5,))
-    found = info_max.shares(state.params, state, algorithm.embed(state, x), nets, SMALL)
+    z = train.embed(algorithm, state, x)[0]
+    found = info_max.shares(state.params, state, jnp.asarray(z), nets, SMALL)
     assert found.shape == (2, 90, 3)
     np.testing.assert_allclose(found.sum(-1), 1.0, rtol=1e-5)
     assert jnp.abs(found[0] - found[1]).max() > 0.01
@@ -133,9 +143,10 @@ def test_heads_are_different():
 
 def test_the_metric_sureness():
     x, _ = rows()
-    algorithm = info_max.build(SMALL, (5,))
+    algorithm = built()
     batch = Batch(x, jnp.arange(90), jnp.ones(90))
-    _, found = algorithm.step(KEY, algorithm.init(KEY, batch), batch)
+    state = train.init(KEY, algorithm, x)
+    _, found = jax.jit(algorithm.step)(KEY, state, batch)
     assert 1 / 3 <= float(found["sureness"]) <= 1
 
 
@@ -148,7 +159,7 @@ def test_other_numbers_of_heads_than_of_layouts_are_refused():
     x, _ = rows()
     config = contrastive.Config(n_clusters=3, embed_dim=4, hidden=(16, 8), n_layouts=3)
     start = train.init(KEY, contrastive.build(config, (5,)), x)
-    state = train.init(KEY, info_max.build(SMALL, (5,)), x)
+    state = train.init(KEY, built(), x)
     with pytest.raises(ValueError, match="n_heads is theirs"):
         info_max.warm_start(state, start)
 
