@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepclust_jax import config, profiles
+from deepclust_jax import profiles
 
 README = Path(__file__).parent.parent / "README.md"
 SHORTER = {
@@ -28,7 +28,7 @@ def test_python_of_the_readme(monkeypatch):
     monkeypatch.setitem(
         profiles.PROFILES["practical"], "dcn", profiles.PROFILES["practical"]["dcn"] | schedule
     )
-    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 1))
+    monkeypatch.setattr(profiles, "LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 1))
     names = {"__name__": "readme"}
     exec(compile(code, str(README), "exec"), names)
     z, clusters = names["z"], names["clusters"]

@@ -57,7 +57,7 @@ PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "
 def folder(tmp_path, monkeypatch):
     whole = data.load
     monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
-    monkeypatch.setattr(config, "_LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
+    monkeypatch.setattr(profiles, "LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
     monkeypatch.setattr(data, "load", lambda name, **more: whole(name, limit=150, **more))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(REPRODUCE, "STARTS", tmp_path / "starts")
