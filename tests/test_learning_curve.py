@@ -18,7 +18,7 @@ CURVE = script("learning_curve")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
+    monkeypatch.setattr(profiles, "PROFILES", {"practical": SHORT, "paper": PAPER})
     monkeypatch.setattr(profiles, "LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
     monkeypatch.setattr(CURVE, "RESULTS", tmp_path / "results")
     return tmp_path

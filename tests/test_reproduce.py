@@ -56,7 +56,7 @@ PAPER = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": 4, "metric": "
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     whole = data.load
-    monkeypatch.setattr(config, "PROFILES", {"practical": SHORT, "paper": PAPER})
+    monkeypatch.setattr(profiles, "PROFILES", {"practical": SHORT, "paper": PAPER})
     monkeypatch.setattr(profiles, "LEAST_STEPS", dict.fromkeys(profiles.LEAST_STEPS, 0))
     monkeypatch.setattr(data, "load", lambda name, **more: whole(name, limit=150, **more))
     monkeypatch.setattr(REPRODUCE, "RESULTS", tmp_path / "results")
@@ -427,7 +427,7 @@ def test_a_stopped_autoencoder_goes_on_and_a_damaged_one_is_made_again(folder, m
 
 def test_a_diverged_cell_does_not_stop_the_others(folder, monkeypatch, capsys):
     wild = SHORT | {"autoencoder": SHORT["autoencoder"] | {"learning_rate": 1e18}}
-    monkeypatch.setattr(config, "PROFILES", {"practical": wild, "paper": wild})
+    monkeypatch.setattr(profiles, "PROFILES", {"practical": wild, "paper": wild})
     trained = []
     monkeypatch.setattr(
         REPRODUCE, "train_cells", lambda *args, whole=REPRODUCE.train_cells: (
@@ -485,7 +485,7 @@ def test_another_profile_trains_its_own_start(folder, monkeypatch):
     first, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
     for epochs in (3, 1):
         other = SHORT | {"autoencoder": SHORT["autoencoder"] | {"epochs": epochs}}
-        monkeypatch.setattr(config, "PROFILES", {"practical": other})
+        monkeypatch.setattr(profiles, "PROFILES", {"practical": other})
         second, _ = REPRODUCE.start_of(dataset, "autoencoder", [0])
         assert int(first.state.step[0]) * epochs == int(second.state.step[0]) * 2
 
