@@ -360,8 +360,11 @@ def test_rows_that_moved_leave_nothing_behind():
 
 def test_light_rows_beside_heavy_ones():
     """Trap: sums that are corrected by moved rows lose clusters of small weight."""
-    x = np.concatenate([rows(0, n=2000, d=40), 40 + rows(1, n=300, d=40)])
-    weights = np.r_[np.full(2000, 1e6), np.full(300, 1e-3)].astype(np.float32)
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(2000, 40)), 5 + rng.normal(size=(300, 40))])
+    x = x.astype(np.float32)
+    weights = np.repeat(np.float32([1e6, 1e-3]), [2000, 300])
+    weights *= rng.uniform(0.5, 1.5, size=2300).astype(np.float32)
     first = x[[0, 1, 2, 3, 2000, 2100]]
     found = kmeans.fit(KEY, x, 6, init=first, weights=weights, tol=0.0)
     theirs = cluster.KMeans(6, init=first.astype(np.float64), n_init=1, tol=0)

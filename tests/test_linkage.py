@@ -190,11 +190,12 @@ def test_after_a_reset_groups_are_of_the_new_centroids(digits, merged):
     x, (algorithm, found) = jnp.asarray(digits[0]), merged
     around = resets.around(algorithm, every=1, until=2)
     before = resets.State(found.state.step, found.state, jnp.int32(1))
-    after = around.refresh(KEY, before, x)
+    refresh = jax.jit(around.refresh)
+    after = refresh(KEY, before, x)
     assert not np.allclose(after.own.centroids, found.state.centroids)
     alone = jax.jit(algorithm.refresh)(KEY, after.own, x)
     np.testing.assert_array_equal(after.own.group, alone.group)
-    last = around.refresh(KEY, after, x)  # after the last epoch
+    last = refresh(KEY, after, x)  # after the last epoch
     np.testing.assert_array_equal(last.own.centroids, after.own.centroids)
 
 
