@@ -1,7 +1,9 @@
 """The script for GANs: what it trains, measures, draws and refuses."""
 
+import functools
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from test_scripts import CLUSTER, ROOT, TRAIN, done, refused, script
 
-from deepclust_jax import config, data, phases, run, train
+from deepclust_jax import checkpoint, config, data, phases, run, train
 from deepclust_jax.metrics import classifier
 from deepclust_jax.report import film, lost, pretext, run_directory
 from deepclust_jax.types import Batch
@@ -35,6 +37,21 @@ def judged_soon():
 def run_of_digits(tmp_path_factory):
     out = tmp_path_factory.mktemp("gan") / "run"
     return out, done(GAN, *SMALL, "--limit", "200", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def coded_run(tmp_path_factory):
+    """Finished runs of the methods with a code, by the method; tests leave them as they are."""
+
+    @functools.cache
+    def of(method):
+        out = tmp_path_factory.mktemp(method) / "run"
+        args = ["--method", method, "--limit", "200", "--prior", *"1111111112"]
+        args += ["--augment", "affine"] if method == "info_gan" else []
+        done(GAN, *SMALL, *args, "--out", out)
+        return out
+
+    return of
 
 
 def test_made_rows_are_kept_drawn_and_measured(run_of_digits):
@@ -106,8 +123,8 @@ def test_a_generator_that_makes_real_rows_is_measured_as_that(monkeypatch):
     2 rows of the first class."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 30)
-    x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 2)))
-    one_class = np.float32(x[:1] + rng.normal(size=(90, 2)))
+    x = np.float32(10.0 * labels[:, None] + rng.normal(size=(90, 4)))
+    one_class = np.float32(x[:1] + rng.normal(size=(90, 4)))
     made = np.stack([x, np.repeat(x[:1], 90, axis=0), one_class])
     found = pretext.of_game(made, x, 3)
     assert pretext.classes_made(made, x, labels)["values"] == [3.0, 1.0, 1.0]
@@ -148,29 +165,29 @@ def test_one_row_in_the_middle_covers_nothing():
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e12, 1e30])
 def test_made_rows_that_are_no_numbers_are_measured_as_nothing(value):
     """Trap: an eigenvalue that does not converge ends a run after its training."""
-    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
     made = np.where(x > 0, np.float32(value), x)
     found = pretext.of_game(made[None], x, 3)
     assert reasons(found) == {0: "diverged"}
     assert found["made"]["recall"]["values"] == [0.0]
     assert np.isnan(found["made"]["frechet"]["values"]).all()
-    labels = np.arange(50) % 2
+    labels = np.arange(90) % 2
     assert pretext.classes_made(made[None], x, labels)["values"] == [0.0]
     assert pretext.judged(made[None], x, labels)["made"]["classes"]["values"] == [0.0]
 
 
 def test_a_generator_far_beyond_the_rows_has_exploded():
     """Trap: its loss is finite, and it agrees with itself."""
-    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
     found = pretext.of_game(np.stack([1e5 * x, x]), x, 3)
     assert reasons(found) == {0: "diverged"}
 
 
 def test_copies_are_looked_for_among_all_rows(monkeypatch):
     """Trap: of many rows some are compared, and a copy is of another one."""
-    monkeypatch.setattr(pretext, "_MADE", 20)
+    monkeypatch.setattr(pretext, "_MADE", 90)
     x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
-    some = np.delete(x, pretext.compared(200, 20), axis=0)[:20]
+    some = np.delete(x, pretext.compared(200, 90), axis=0)[:90]
     assert pretext.of_game(some[None], x, 3)["made"]["copies"]["values"] == [0.0]
 
 
@@ -234,11 +251,9 @@ def test_a_run_that_diverges_is_named_and_keeps_its_weights(tmp_path):
     assert report["chosen"]["reason"] == "The only run is lost."
 
 
-def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(tmp_path):
+def test_a_run_goes_on_and_is_repeated_as_the_method_it_is_of(coded_run, tmp_path):
     """Trap: the script's own method in place of that of the file."""
-    out = tmp_path / "run"
-    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "1", "--epochs", "1"]
-    done(GAN, "--method", "info_gan", *args, "--out", out)
+    out = shutil.copytree(coded_run("info_gan"), tmp_path / "run")
     done(GAN, "--resume", "--out", out)
     done(GAN, "--config", out / "config.json", "--out", tmp_path / "again")
     kept = json.loads((tmp_path / "again" / "config.json").read_text())
@@ -256,16 +271,15 @@ def test_held_out_rows_do_not_decide_which_run_is_kept(monkeypatch, tmp_path):
         monkeypatch.setattr(
             pretext, name, lambda made, x, y, own=own: compared.append(x) or own(made, x, y)
         )
-    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "1", "--epochs", "1"]
-    done(GAN, *args, "--held-out", "20", "--out", tmp_path / "run")
-    x = data.load("digits", limit=60)[0].x
+    done(GAN, *SMALL, "--limit", "220", "--held-out", "20", "--out", tmp_path / "run")
+    x = data.load("digits", limit=220)[0].x
     assert len(compared) == 3
     for rows in compared:
-        np.testing.assert_array_equal(rows, x[:40])
-    assert np.load(tmp_path / "run" / "made.npy").shape == (40, 8, 8, 1)
+        np.testing.assert_array_equal(rows, x[:200])
+    assert np.load(tmp_path / "run" / "made.npy").shape == (200, 8, 8, 1)
 
 
-def test_frames_of_a_film_are_of_the_same_latents(monkeypatch, tmp_path):
+def test_frames_of_a_film_are_of_the_same_latents(coded_run, monkeypatch, tmp_path):
     drawn, makers = [], pretext.makers
 
     def watched(options, x):
@@ -278,16 +292,8 @@ def test_frames_of_a_film_are_of_the_same_latents(monkeypatch, tmp_path):
         return of_state
 
     monkeypatch.setattr(pretext, "makers", watched)
-    options = config.resolve(
-        config.Options(
-            data=config.Data(data="digits", n_clusters=3),
-            method=config.Method(method="info_gan"),
-            network=config.Network(hidden=(8,), embed_dim=2),
-            run=config.Run(seeds=1),
-        ),
-        60,
-    )
-    x = data.load("digits", limit=60)[0].x
+    options = run.read_options(coded_run("info_gan"))
+    x = data.load("digits", limit=200)[0].x
     (phase,) = phases.of(options, x.shape, is_bounded=True)
     state = train.init(run.seed_keys(options), phase.algorithm, x)
     watch = film.watcher(tmp_path, options, x, "image")
@@ -304,14 +310,13 @@ def test_a_run_that_makes_one_kind_of_rows_is_set_aside(monkeypatch, tmp_path, w
     found = pretext.of_game
 
     def of_game(made, x, k):
-        labels = data.load("digits", limit=60)[1]
+        labels = data.load("digits", limit=200)[1]
         some = np.resize(x[labels == 3], made[0].shape)
         first = 0.0 * made[0] if worse == "collapsed" else some
         return found(np.stack([first, x]), x, k)
 
     monkeypatch.setattr(pretext, "of_game", of_game)
-    args = ["--limit", "60", "--hidden", "8", "--embed-dim", "2", "--seeds", "2", "--epochs", "1"]
-    done(GAN, *args, "--out", tmp_path / "run")
+    done(GAN, *SMALL, "--limit", "200", "--out", tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["lost"] == [{"run": 0, "reason": worse, "phase": None, "epoch": None}]
     assert report["chosen"]["run"] == 1
@@ -320,11 +325,12 @@ def test_a_run_that_makes_one_kind_of_rows_is_set_aside(monkeypatch, tmp_path, w
 
 def test_held_out_rows_do_not_decide_the_range(tmp_path):
     """Trap: a sigmoid at the end is dropped where rows held out leave 0..1."""
-    rows = np.random.default_rng(0).uniform(size=(60, 3)).astype(np.float32)
-    rows[-5:] += 2.0
+    rows = data.load("digits", limit=220)[0].x.copy()
+    rows[-20:] += 2.0
     np.save(tmp_path / "rows.npy", rows)
-    args = ["--data", tmp_path / "rows.npy", "--scaling", "none", "--n-clusters", "2"]
-    done(GAN, *SMALL, *args, "--held-out", "5", "--out", tmp_path / "run")
+    args = ["--data", tmp_path / "rows.npy", "--kind", "image", "--scaling", "none"]
+    args += ["--n-clusters", "10", "--held-out", "20"]
+    done(GAN, *SMALL, *args, "--out", tmp_path / "run")
     made = np.load(tmp_path / "run" / "made.npy")
     assert made.min() >= 0.0 and made.max() <= 1.0
 
@@ -405,18 +411,15 @@ def test_another_method_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["info_gan", "cluster_gan", "bi_gan"])
-def test_methods_with_a_code(method, tmp_path):
+def test_methods_with_a_code(coded_run, method, tmp_path):
     """From the command line: rows of each cluster are drawn, and new rows labelled by the code."""
-    out = tmp_path / "run"
-    args = ["--method", method, "--limit", "120", "--prior", *"1111111112"]
-    args += ["--augment", "affine"] if method == "info_gan" else []
-    done(GAN, *SMALL, *args, "--out", out)
+    out = coded_run(method)
     found = json.loads((out / "report.json").read_text())
     assert "coverage" in found["pretext"]["made"]
     for name in ("made.png", "walk.png", "film.gif"):
         assert (out / name).stat().st_size > 500, name
     assert sorted(f.name for f in (out / "frames").iterdir()) == ["000001.png", "000002.png"]
-    done(CLUSTER, out, "digits", "--limit", "120", "--labels-out", tmp_path / "l.npy")
+    done(CLUSTER, out, "digits", "--limit", "200", "--labels-out", tmp_path / "l.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "l.npy"), np.load(out / "labels.npy"))
     if method == "info_gan":
         rows_of_a_cluster_as_in_the_readme(out)
@@ -427,7 +430,7 @@ def rows_of_a_cluster_as_in_the_readme(folder):
     (code,) = re.findall(r"^```py\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert code.count('"runs/digits-info_gan"') == 1
     code = code.replace('"runs/digits-info_gan"', repr(str(folder)))
-    names = {"dataset": data.load("digits", limit=120)[0], "jax": jax, "run": run}
+    names = {"dataset": data.load("digits", limit=200)[0], "jax": jax, "run": run}
     exec(compile(code, "README.md", "exec"), names)
     assert names["rows"].shape == (8, 8, 8, 1) and np.isfinite(names["rows"]).all()
     np.testing.assert_allclose(names["way"][0], names["rows"], atol=1e-6)
@@ -496,9 +499,9 @@ def test_made_rows_are_trained_on_beside_the_real_ones(run_of_digits, tmp_path):
     out, _ = run_of_digits
     args = ["--method", "autoencoder", "--epochs", "1", "--hidden", "8", "--seeds", "1"]
     args += ["--limit", "200"]
-    plain = done(TRAIN, *args, "--out", tmp_path / "plain")
-    printed = done(TRAIN, *args, "--made", out, "--out", tmp_path / "more")
-    assert plain != printed
+    done(TRAIN, *args, "--made", out, "--out", tmp_path / "more")
+    # Of one epoch: 400 rows are two batches, where 200 are one.
+    assert checkpoint.latest(tmp_path / "more" / "checkpoint" / "train") == 2
     report = json.loads((tmp_path / "more" / "report.json").read_text())
     assert report["data"]["made"] == 200 and report["data"]["shape"][0] == 200
     assert np.load(tmp_path / "more" / "labels.npy").shape == (200,)
@@ -510,7 +513,7 @@ def test_made_rows_are_trained_on_beside_the_real_ones(run_of_digits, tmp_path):
     assert wanted in refused(TRAIN, *args[:-1], "100", "--made", out)
     assert wanted in refused(TRAIN, *args, "--scaling", "standard", "--made", out)
     assert "expected --made as a run of gan, info_gan" in refused(
-        TRAIN, *args, "--made", tmp_path / "plain"
+        TRAIN, *args, "--made", tmp_path / "more"
     )
     assert "--overwrite would delete" in refused(
         TRAIN, *args, "--made", out, "--out", out, "--overwrite"
