@@ -405,23 +405,34 @@ def test_a_run_that_another_process_trains_is_left_alone(base, tmp_path, flag):
 def test_a_stop_while_the_report_is_written_says_how_to_go_on(tmp_path, monkeypatch):
     """Trap: a scheduler's SIGTERM then ended the script without a word."""
     monkeypatch.setattr(run_directory, "write", lambda *args: os.kill(os.getpid(), signal.SIGTERM))
-    args = ["--data", "digits", "--limit", "60", "--method", "autoencoder", "--epochs", "1"]
-    args += ["--seeds", "1", "--hidden", "8", "--embed-dim", "3"]
-    stopped = call(TRAIN, *args, "--out", tmp_path / "out")
+    stopped = call(TRAIN, *TINY, "--out", tmp_path / "out")
     assert stopped.code == 130 and "go on with --resume --out" in stopped.err
 
 
 def test_resume_goes_on_from_the_checkpoint_before_a_damaged_one(base, tmp_path, monkeypatch):
     out = tmp_path / "run"
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        interrupt(patch, "train", 3)
-        call(TRAIN, *TINY, "--out", out, "--epochs", "3")
+        patch.setattr(run, "_SAVE_EVERY", -1.0)
+        patch.setattr(run_directory, "write", stop)  # trained to the end, without a report
+        assert call(TRAIN, *TINY, "--out", out).code == 130
+    assert checkpoint.latest(out / "checkpoint" / "train") == 2
     damage(out / "checkpoint" / "train" / "2")
-    said = done(TRAIN, *TINY, "--out", out, "--epochs", "3", "--resume")
+    epochs, fit = [], train.fit
+
+    def counted(*args, **kwargs):
+        found = fit(*args, **kwargs)
+        epochs.append(len(found.metrics["loss"]))
+        return found
+
+    monkeypatch.setattr(train, "fit", counted)
+    said = done(TRAIN, *TINY, "--out", out, "--resume")
     assert "damaged checkpoint removed: step 2 of train" in said
-    whole = tmp_path / "whole"
-    done(TRAIN, *TINY, "--out", whole, "--epochs", "3")
-    assert results(out) == results(whole)
+    assert epochs == [1]  # the second one: it went on from the checkpoint of the first
+    assert results(out) == results(base.folder)
     seconds = report_of(out)["seconds"]
     assert set(seconds) == {"pretrain", "train"} and min(seconds.values()) > 0
 
@@ -451,7 +462,7 @@ def test_one_sound_phase_is_enough_to_go_on_from(base, tmp_path, phase):
 @pytest.mark.parametrize("how", ["damaged", "lost"])
 def test_pairs_by_features_go_on_where_their_start_is_damaged_or_lost(tmp_path, monkeypatch, how):
     """What they need of it is made again; a finished run needs nothing."""
-    args = [*TINY, "--method", "info_max", "--seeds", "1", "--limit", "100", "--epochs", "3"]
+    args = [*TINY, "--method", "info_max", "--seeds", "1", "--epochs", "3"]
     whole = tmp_path / "whole"
     done(TRAIN, *args, "--out", whole)
 
@@ -517,17 +528,17 @@ def test_checkpoints_of_other_seeds_or_fewer_epochs_are_not_taken_for_finished(t
         args = ["--n-clusters", "10", *AUTOENCODER, "--epochs", str(epochs)]
         return config.resolve(config.parse(args))
 
-    x = data.load("digits", limit=200)[0].x
-    run.execute(options(1), x, folder=tmp_path / "a", seeds=[0])
-    more = run.execute(options(3), x, folder=tmp_path / "a", seeds=[0])
-    whole = run.execute(options(3), x, seeds=[0])
+    x, seeds = data.load("digits", limit=200)[0].x, [0, 1, 2]
+    run.execute(options(1), x, folder=tmp_path / "a", seeds=seeds)
+    more = run.execute(options(2), x, folder=tmp_path / "a", seeds=seeds)
+    whole = run.execute(options(2), x, seeds=seeds)
     for a, b in zip(jax.tree.leaves(more.state), jax.tree.leaves(whole.state), strict=True):
         assert a.shape == b.shape
     assert int(more.state.step[0]) == int(whole.state.step[0])
-    with pytest.raises(checkpoint.CheckpointError, match=r"expected seeds \[5\]"):
-        run.execute(options(3), x, folder=tmp_path / "a", seeds=[5])
+    with pytest.raises(checkpoint.CheckpointError, match=r"expected seeds \[5, 6, 7\]"):
+        run.execute(options(2), x, folder=tmp_path / "a", seeds=[5, 6, 7])
     with pytest.raises(config.ConfigError, match="a method that pretrains"):
-        run.execute(options(3), x, pretrained=whole.state)
+        run.execute(options(2), x, pretrained=whole.state)
 
 
 def test_resume_with_other_options_names_the_difference(base):
@@ -765,21 +776,21 @@ def test_what_goes_wrong_is_told_even_if_the_reader_left(monkeypatch):
 def test_clusters_of_a_folder_stand_beside_its_files(tmp_path, digits):
     from PIL import Image
 
-    for i, picture in enumerate(digits[0][:40]):
-        path = tmp_path / "pictures" / f"{'ab'[i % 2]}" / f"{i:02}.png"
+    for i, picture in enumerate(np.resize(digits[0], (210, 8, 8))):
+        path = tmp_path / "pictures" / f"{'ab'[i % 2]}" / f"{i:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture * 15).save(path)
     out = tmp_path / "out"
-    args = ["--data", tmp_path / "pictures", "--n-clusters", "3", "--limit", "30"]
+    args = ["--data", tmp_path / "pictures", "--n-clusters", "10", "--limit", "200"]
     done(TRAIN, *AUTOENCODER, *args, "--out", out)
     with (out / "labels.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    expected = data.row_files(tmp_path / "pictures", limit=30)
+    expected = data.row_files(tmp_path / "pictures", limit=200)
     assert tuple(row["file"] for row in table) == expected
     assert {path.name for path in out.iterdir()} <= TRAIN.OF_A_RUN
     assert [int(row["cluster"]) for row in table] == np.load(out / "labels.npy").tolist()
     new = tmp_path / "new.npy"
-    done(CLUSTER, out, tmp_path / "pictures", "--limit", "30", "--labels-out", new)
+    done(CLUSTER, out, tmp_path / "pictures", "--limit", "200", "--labels-out", new)
     assert (tmp_path / "new.csv").read_text() == (out / "labels.csv").read_text()
 
 
@@ -980,12 +991,12 @@ def test_features_that_are_constant_say_nothing_of_the_scale(tmp_path, monkeypat
     with pytest.raises(config.ConfigError, match="take --scaling auto or standard"):
         phases._check_deviation(100 * x)
     # What has begun goes on, whatever was checked when it did.
-    args = ["--method", "autoencoder", "--n-clusters", "3", "--scaling", "none", "--seeds", "1"]
-    args += ["--epochs", "1", "--hidden", "4", "--embed-dim", "2"]
+    args = [*AUTOENCODER, "--n-clusters", "10", "--scaling", "none"]
+    x = data.load("digits", limit=200)[0].x
     options, seen = config.resolve(config.parse(args)), []
     monkeypatch.setattr(phases, "_check_deviation", seen.append)
     for times in (1, 1):
-        run.execute(options, x[:, :3], folder=tmp_path)
+        run.execute(options, x, folder=tmp_path)
         assert len(seen) == times
 
 
@@ -1209,7 +1220,9 @@ def test_evidence_for_the_number_of_clusters(base, tmp_path):
 
 
 def test_evidence_of_rows_on_disk(monkeypatch, tmp_path):
-    np.save(tmp_path / "x.npy", np.concatenate([ROWS, ROWS + 90, ROWS - 90]))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)) + 90.0 * (np.arange(200) % 3 - 1)[:, None]
+    np.save(tmp_path / "x.npy", x)  # of the shape of the codes of the base run
     monkeypatch.setattr("deepclust_jax.data.files.MAP_BYTES", 1)
     out = done(SELECT_K, tmp_path / "x.npy", "--k-max", "4", "--out", tmp_path / "k.png")
     assert re.search(r"^ *3 .*\*", out, re.MULTILINE)  # some score speaks for 3
