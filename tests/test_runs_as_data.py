@@ -164,11 +164,11 @@ def test_a_run_that_is_not_finished_or_whose_data_changed_is_refused(first, tmp_
 
 def test_other_rows_of_the_same_number_are_refused(tmp_path):
     """Trap: labels and pictures of other rows, where the source was sorted anew."""
-    x, order = np.random.default_rng(0).random((30, 4)), np.arange(30)
-    np.savez(tmp_path / "d.npz", X=x, y=order % 3)
-    given = ["--data", tmp_path / "d.npz", "--n-clusters", "3", "--method", "autoencoder"]
+    x, order = np.random.default_rng(0).random((120, 3)), np.arange(120)
+    np.savez(tmp_path / "d.npz", X=x, y=order % 10)
+    given = ["--data", tmp_path / "d.npz", "--n-clusters", "10", "--method", "autoencoder"]
     done(TRAIN, *given, *SHORT, "--out", tmp_path / "run")
-    np.savez(tmp_path / "d.npz", X=x[::-1], y=(order % 3)[::-1])
+    np.savez(tmp_path / "d.npz", X=x[::-1], y=(order % 10)[::-1])
     assert "changed since" in refused(TRAIN, "--data", tmp_path / "run", "--out", tmp_path / "no")
 
 

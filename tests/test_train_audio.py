@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from test_scripts import ROOT, TRAIN, done, refused, report_of, script
+from test_scripts import ROOT, TRAIN, call, done, refused, report_of, script
 from test_speech import RATE, word
 
 from deepclust_jax import config, data, metrics, phases, run, train
@@ -205,20 +205,25 @@ def test_sounds_that_are_no_words_have_views_too(sounds, tmp_path):
     assert np.isfinite(np.load(out / "embeddings.npy")).all()
 
 
-def test_codes_of_a_run_have_no_options_of_sounds(run_of_sounds, tmp_path):
+def test_codes_of_a_run_have_no_options_of_sounds(run_of_sounds, monkeypatch, tmp_path):
     """Trap: the scaling that this script adds is not that of a table."""
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "execute", stop)  # the options are settled, and written, before
     args = ["--data", run_of_sounds[0], "--method", "autoencoder", "--hidden", "4", "--epochs", "1"]
-    done(AUDIO, *args, "--embed-dim", "2", "--seeds", "1", "--out", tmp_path / "run")
+    args += ["--embed-dim", "2", "--seeds", "1", "--out", tmp_path / "run"]
+    assert call(AUDIO, *args).code == 130
     assert run.read_options(tmp_path / "run").data.scaling == "auto"
 
 
 def test_what_is_told_without_learning_needs_no_network(sounds):
     """Trap: of a run that diverged the mean of all was no number either."""
     x = data.load(sounds[0], scaling="speech")[0].x
-    args = ["--method", "next_frame", "--n-clusters", "2", "--hidden", "8", "--embed-dim", "4"]
-    options = config.resolve(config.parse([*args, "--seeds", "2"]), len(x))
+    options = config.resolve(config.parse(SMALL), len(x))
     algorithm = phases.of(options, x.shape)[-1].algorithm
-    state = jax.vmap(lambda key: train.init(key, algorithm, x))(run.seed_keys(options))
+    state = train.init(run.seed_keys(options), algorithm, x)
     params = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state.params)
     trained = types.SimpleNamespace(state=state.replace(params=params))
     found = pretext.of_next_frame(options, x, trained)

@@ -88,7 +88,9 @@ def test_texts_without_labels_are_compared_with_tf_idf_all_the_same(texts, tmp_p
     lines = [json.loads(line)["text"] for line in texts.read_text().splitlines()]
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     out = tmp_path / "run"
-    printed = done(NEXT_TOKEN, "--data", tmp_path / "texts.txt", *SMALL, "--out", out)
+    printed = done(
+        NEXT_TOKEN, "--data", tmp_path / "texts.txt", *SMALL, "--held-out", "12", "--out", out
+    )
     found = json.loads((out / "report.json").read_text())["pretext"]["agreement"][baselines.TEXTS]
     options, x = run.read_options(out), data.load(tmp_path / "texts.txt")[0].x
     simpler = baselines.kmeans_of_rows(run.seed_keys(options), x, 2)
