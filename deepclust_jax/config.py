@@ -41,8 +41,8 @@ class Data:
     then clustered."""
 
     partner: str | None = None
-    """Name or path of a second modality, whose row i is of the same thing as row i of --data; to
-    be clustered together."""
+    """Name or path of a second modality, whose row i (of two folders: whose file of the same name)
+    is of the same thing as row i of --data; to be clustered together."""
 
     parts: tuple[str, ...] | None = None
     """Shapes of the modalities, such as 28x28x1, which a row has one behind the other. None: those
@@ -320,9 +320,8 @@ def parse(args: Sequence[str] | None = None) -> Options:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     if not _HELP.isdisjoint(args):
-        default = parse([word for word in args if word not in _HELP])
         try:
-            read_words(args=["--help"], default=default)  # what the script that asks would do
+            read_words(args=["--help"], default=_without_switches(args))
         finally:
             print("\n" + _defaults())
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -353,6 +352,22 @@ def parse(args: Sequence[str] | None = None) -> Options:
         except SystemExit:
             _check_values(file, values)
     return read_words(args=words)
+
+
+def _without_switches(args: Sequence[str]) -> Options:
+    """What the words beside --help ask for, as the scripts add some; the defaults where they are
+    no options. Of a switch the help names the way to turn it on."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            options = parse([word for word in args if word not in _HELP])
+    except (ConfigError, SystemExit):
+        return Options()
+    off = {}
+    for group in dataclasses.fields(options):
+        own = getattr(options, group.name)
+        switches = [f.name for f in dataclasses.fields(own) if getattr(own, f.name) is True]
+        off[group.name] = dataclasses.replace(own, **dict.fromkeys(switches, False))
+    return dataclasses.replace(options, **off)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -413,21 +428,44 @@ def run_of(source: str) -> Path | None:
     return folder if is_run(folder) else None
 
 
-def lineage(given: Data) -> list[Data]:
+def source_noted(folder: Path) -> Path | None:
+    """The run whose codes a finished run was trained on, where it lay then; None of data."""
+    from deepclust_jax.data import preprocessing
+
+    try:
+        head = json.loads((folder / preprocessing.JSON_FILE).read_text(encoding="utf-8"))
+        return Path(head["settings"][preprocessing.OF])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sources_of(folder: Path) -> list[Path]:
+    """Where there is a run now by the name of `source_noted`: where it lay then, or beside."""
+    named = source_noted(folder)
+    if named is None:
+        return []
+    places = dict.fromkeys((named, folder.resolve().parent / named.name))
+    return [place for place in places if is_run(place)]
+
+
+def lineage(given: Data, *, later: Sequence[Path] = ()) -> list[Data]:
     """Where rows come from: what is given, then of a run what it was trained on, and so on; of
-    these only the files and names.
+    these only the files and names. `later` are the runs that are trained on its codes.
 
     Raises:
         ConfigError: a run is made of its own codes.
     """
-    found, seen = [given], set()
-    while (folder := run_of(found[-1].data)) is not None:
-        if folder.resolve() in seen:
-            raise ConfigError(f"the run in {folder} is now of its own codes; train it again")
-        seen.add(folder.resolve())
-        values = read(folder / FILE)
-        names = ("data", "partner", "labels", "nuisance", "made")
-        found.append(Data(**{name: values[name] for name in names if name in values}))
+    folder = run_of(given.data)
+    if folder is None:
+        return [given]
+    if folder.resolve() in later:
+        raise ConfigError(f"the run in {folder} is now of its own codes; train it again")
+    values = read(folder / FILE)
+    names = ("data", "partner", "labels", "nuisance", "made")
+    before = Data(**{name: values[name] for name in names if name in values})
+    found, later = [given], (*later, folder.resolve())
+    for source in sources_of(folder) or [before.data]:
+        found += lineage(dataclasses.replace(before, data=str(source)), later=later)
     return found
 
 

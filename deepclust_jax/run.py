@@ -126,7 +126,7 @@ def execute(
 
     Raises:
         ConfigError: `pretrained` for a method that has no pretraining, or unresolved options; or
-            rows that `check` refuses.
+            rows that `phases.check` refuses.
         Diverged: see `train.fit`; the message names the phase and its option.
         CheckpointError: a checkpoint that is needed is damaged, or is of other seeds.
     """

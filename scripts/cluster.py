@@ -30,7 +30,8 @@ class Options:
     the run of a run, the first."""
 
     partner: str | None = None
-    """The same of the second modality, where the run has two."""
+    """The same of the second modality, where the run has two; files of two folders are paired by
+    their names."""
 
     labels: str | None = None
     """Column of labels in the new data, which then is no feature. None: that of the run, where the

@@ -91,11 +91,11 @@ def main_of(methods: Sequence[str], args: list[str] | None) -> int:
 
 def train_and_report(given: config.Options, options: config.Options) -> int:
     """Load, train, write and print; options as given, and resolved without data. -> exit code."""
-    check_number(options)
     try:
         check_folder(options)
     except OSError as error:
         raise config.ConfigError(f"cannot read --out {options.run.out}: {error.strerror}") from None
+    check_number(options)
     start_jax(options)
     from deepclust_jax import phases, run
     from deepclust_jax.data import arrays

@@ -105,6 +105,12 @@ def test_help_has_the_defaults_of_the_script_and_the_file_that_are_asked(tmp_pat
     told = capsys.readouterr().out
     assert end.value.code == 0 and "(default: rotation)" in told and "(default: 17)" in told
     assert told.count("practical rotation: --epochs") == 1
+    for more in (["--merge"], ["--seeds", "many"], ["--no-option"], ["--config", "none.toml"]):
+        with pytest.raises(SystemExit) as end:
+            config.parse([*more, "--help"])
+        told = capsys.readouterr()
+        assert end.value.code == 0 and told.err == "" and "--no-merge" not in told.out
+        assert "(default: dcn)" in told.out
 
 
 # --- files

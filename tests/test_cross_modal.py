@@ -295,25 +295,58 @@ def test_files_are_paired_by_name(tmp_path):
                 np.testing.assert_allclose(both.dataset.x[row, 4:], heard, rtol=1e-4, atol=1e-4)
     (tmp_path / "sounds" / "2.wav").rename(tmp_path / "sounds" / "3.wav")
     args = ["--data", pictures, "--partner", sounds, *TINY, "--out", tmp_path / "run"]
-    assert "expected a file of the same name in both" in refused(TRAIN, *args)
+    assert "cat/2.png has no other of its name" in refused(TRAIN, *args)
     with pytest.raises(data.DataError, match="changed while it was read"):
         run_directory.files_of("digits", sounds, 5)
 
 
-def test_names_of_pairs_count_as_far_as_both_folders_have_them():
-    np.testing.assert_array_equal(
-        data.matched(["a/1.png", "b/1.png"], ["b/1.wav", "a/1.wav"]), [1, 0]
-    )
-    deep = ["a/x/1.png", "b/x/1.png", "c/2.png"]  # x/1 twice, but for what is above
-    np.testing.assert_array_equal(data.matched(deep, deep[::-1]), [2, 1, 0])
-    assert data.matched(deep, ()) is None
-    for files, others, found in (
-        (["a/1.png", "b/1.png"], ["1.wav", "2.wav"], "a/1.png has its name twice"),
-        (["1.png", "2.png"], ["1.wav", "3.wav"], "2.png is alone"),
-        (["1.png"], ["1.wav", "3.wav"], "3.wav is alone"),
-    ):
-        with pytest.raises(data.DataError, match=found):
-            data.matched(files, others)
+def test_new_pairs_of_folders_are_assigned_by_name(tmp_path):
+    """Trap: the second folder in its own order, which gives a row the other half of another."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        kind = i % 3
+        for folder, file in (("one", f"{'cab'[kind]}/{i}.png"), ("other", f"{i}.png")):
+            (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 60, (4, 4)) + 60 * kind
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / file)
+    one, other, out = tmp_path / "one", tmp_path / "other", tmp_path / "run"
+    done(TRAIN, "--data", one, "--partner", other, *TINY, "--out", out)
+    written = (out / "labels.csv").read_text()
+    assert written.splitlines()[1].startswith("a/1.png,1.png,")
+    done(CLUSTER, out, one, "--partner", other, "--labels-out", tmp_path / "labels.npy")
+    assert (tmp_path / "labels.csv").read_text() == written
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), np.load(out / "labels.npy"))
+    given = [CLUSTER, out, one, "--partner", out, "--labels-out", tmp_path / "l.npy"]
+    assert "expected data as --partner, found the run" in refused(*given)
+
+
+@pytest.mark.parametrize(
+    "files, others, order",
+    [
+        (["a/1.png", "b/1.png"], ["b/1.wav", "a/1.wav"], [1, 0]),  # 1 twice, but for what is above
+        (["a/x/1.png", "b/x/1.png", "c/2.png"], ["c/2.x", "b/x/1.x", "a/x/1.x"], [2, 1, 0]),
+        (["cat/1.png", "dog/2.png"], ["spk/2.wav", "spk/1.wav"], [1, 0]),  # classes and speakers
+        (["cat/2.png", "dog/1.png"], ["1.wav", "2.wav"], [1, 0]),
+        (["1.png", "2.png"], (), None),
+    ],
+)
+def test_files_of_one_name_are_a_pair(files, others, order):
+    np.testing.assert_array_equal(data.matched(files, others), order)
+
+
+@pytest.mark.parametrize(
+    "files, others, found",
+    [
+        (["a/1.png", "b/1.png"], ["1.wav", "2.wav"], "a/1.png and b/1.png have one name"),
+        (["1.png", "2.png"], ["1.wav", "3.wav"], "2.png has no other of its name"),
+        (["1.png"], ["1.wav", "3\n.wav"], "3 .wav has no other of its name"),
+        # The same sub-folders say other things of the files.
+        (["cat/1.png", "dog/2.png"], ["cat/2.wav", "dog/1.wav"], "cat/1.png has no other"),
+    ],
+)
+def test_files_without_a_pair_are_named(files, others, found):
+    with pytest.raises(data.DataError, match=f"expected two files of each name.*{found}"):
+        data.matched(files, others)
 
 
 def test_paired_rows_are_those_of_both(files):

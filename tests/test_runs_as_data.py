@@ -126,6 +126,9 @@ def test_codes_are_clustered_where_their_data_are_gone(first, tmp_path, capsys):
     assert f"no labels of {copy}: no file or folder" in capsys.readouterr().err
     assert run_directory.rows_of(str(first))[1] is not None
     assert capsys.readouterr().err == ""
+    (copy / "config.json").write_text(json.dumps(values | {"data": "digits", "limit": 60}))
+    assert run_directory.rows_of(str(copy))[1] is None
+    assert "they have changed since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,17 @@ def test_what_the_codes_descend_from_is_not_overwritten(first, second):
     """Trap: the last of a chain written over its first, whose labels it needs."""
     found = refused(TRAIN, "--data", second[0], "--out", first, "--overwrite")
     assert "--overwrite would delete" in found and (first / "embeddings.npy").exists()
+
+
+def test_nor_is_it_where_it_was_moved(first, second, tmp_path):
+    for folder in (first, second[0]):
+        shutil.copytree(folder, tmp_path / folder.name)
+    for name in ("config.json", "preprocessing.json"):
+        file = tmp_path / "second" / name
+        file.write_text(file.read_text().replace(str(first), str(tmp_path / "gone" / "first")))
+    args = ["--data", tmp_path / "second", "--out", tmp_path / "first", "--overwrite"]
+    assert "--overwrite would delete" in refused(TRAIN, *args)
+    assert (tmp_path / "first" / "embeddings.npy").exists()
 
 
 def test_a_run_of_its_own_codes_is_refused(first, tmp_path):

@@ -1,6 +1,5 @@
 """Load a named data set or an own file: (rows ready to train on, labels or None)."""
 
-import collections
 import difflib
 import hashlib
 import os
@@ -128,27 +127,42 @@ def matched(files: Sequence[str], others: Sequence[str]) -> np.ndarray | None:
     """Order [n] of the files of a second folder that puts each beside its namesake in the first;
     both are paths as of `row_files`, and either may be empty, not of a folder: then None.
 
-    Namesakes differ in the type alone; sub-folders count as far as all files of both have them.
-    Raises DataError where a file has none, or has several.
+    Namesakes differ in the type alone, and in sub-folders of other kinds, such as classes here and
+    speakers there: sub-folders count as long as both folders have one of the same name.
+
+    Raises DataError where a file has no namesake, or several files have one name.
     """
     if not files or not others:
         return None
-    both = [[PurePosixPath(path).with_suffix("").parts for path in own] for own in (files, others)]
-    depth = min(len(parts) for own in both for parts in own)
-    if set(both[0]) == set(both[1]):  # whole paths, where some lie deeper than others
-        depth = max(map(len, both[0]))
-    one, other = ([parts[-depth:] for parts in own] for own in both)
-    for own, names, partners in ((files, one, other), (others, other, one)):
-        counts, there = collections.Counter(names), set(partners)
-        for path, name in zip(own, names, strict=True):
-            if counts[name] > 1 or name not in there:
-                fault = "has its name twice" if counts[name] > 1 else "is alone"
-                raise DataError(
-                    f"expected a file of the same name in both folders, but for its type; {path} "
-                    f"{fault}: name the two of a pair alike"
-                )
-    rows = {name: row for row, name in enumerate(other)}
-    return np.array([rows[name] for name in one])
+    paths = [[PurePosixPath(path).with_suffix("").parts for path in own] for own in (files, others)]
+    most = max(len(parts) for own in paths for parts in own)
+    for depth in range(most, 0, -1):
+        one, other = ([parts[-depth:] for parts in own] for own in paths)
+        rows = {name: row for row, name in enumerate(other)}
+        if len(set(one)) == len(one) == len(other) == len(rows) and set(one) == set(rows):
+            return np.array([rows[name] for name in one])
+        above = [{name[0] for name in own if len(name) == depth} for own in (one, other)]
+        if above[0] & above[1]:
+            break
+    found = _without_namesake(files, one, other) or _without_namesake(others, other, one)
+    raise DataError(
+        "expected two files of each name, one in each folder, which differ in their types alone; "
+        f"{found}"
+    )
+
+
+def _without_namesake(
+    files: Sequence[str], names: Sequence[tuple], others: Sequence[tuple]
+) -> str | None:
+    """What is wrong with the first file whose name comes twice, or not among the others."""
+    there, seen = set(others), {}
+    for file, name in zip(files, names, strict=True):
+        if name in seen:
+            return f"{seen[name]} and {file} have one name".replace("\n", " ")
+        if name not in there:
+            return f"{file} has no other of its name".replace("\n", " ")
+        seen[name] = file
+    return None
 
 
 def nuisance(

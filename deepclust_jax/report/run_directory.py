@@ -214,11 +214,6 @@ def load(given: config.Data, *, with_nuisance: bool = True) -> Loaded:
     folder = config.run_of(given.data)
     if folder is not None:
         return _load_run(folder, given, with_nuisance)
-    if given.partner is not None and config.run_of(given.partner) is not None:
-        raise config.ConfigError(
-            f"expected data as --partner, found the run {given.partner}; give its embeddings.npy "
-            "with --partner-scaling codes"
-        )
     order = pair_order(given.data, given.partner)  # before what takes long
     kind = None if given.kind == "auto" else given.kind
     dataset, labels = data.load(
@@ -283,11 +278,10 @@ def run_before(folder: Path) -> Path | None:
 
     Raises ConfigError where it is gone, or has other codes by now.
     """
-    named = preprocessing.load(folder).settings.get(preprocessing.OF)
+    named = config.source_noted(folder)
     if named is None:
         return None
-    places = (Path(named), folder.resolve().parent / Path(named).name)
-    there = [place for place in places if (place / "embeddings.npy").is_file()]
+    there = [p for p in config.sources_of(folder) if (p / "embeddings.npy").is_file()]
     if not there:
         raise config.ConfigError(
             f"expected the run {named}, whose codes the run in {folder} was trained on, found "
@@ -406,9 +400,14 @@ def rows_of(
 
 def pair_order(source: str, partner: str | None) -> np.ndarray | None:
     """The order of the files of `partner` beside those of `source` (`data.matched`); None where
-    one of them is no folder. Raises DataError."""
+    one of them is no folder. Raises DataError, and ConfigError for a run."""
     if partner is None:
         return None
+    if config.run_of(partner) is not None:
+        raise config.ConfigError(
+            f"expected data as --partner, found the run {partner}; give its embeddings.npy, for "
+            "training with --partner-scaling codes"
+        )
     return data.matched(data.row_files(source), data.row_files(partner))
 
 
