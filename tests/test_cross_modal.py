@@ -15,7 +15,7 @@ from test_scripts import CLUSTER, TRAIN, done, refused, report_of
 from deepclust_jax import augment, config, data, phases, run, train
 from deepclust_jax.algorithms import cross_modal
 from deepclust_jax.data import named, preprocessing
-from deepclust_jax.report import run_directory
+from deepclust_jax.report import pretext, run_directory, tables
 from deepclust_jax.types import Batch
 
 KEY = jax.random.key(0)
@@ -143,6 +143,9 @@ def test_a_run_of_two_files(run_of_pairs, files):
     assert report["options"]["parts"] == ["16", "6"] and report["data"]["shape"] == [120, 22]
     assert f"{files / 'one.npy'} and {files / 'other.npy'}: 120 x 22 (tabular, " in printed
     assert "scaling standard and tabular, scaling standard, 3 classes for scores" in printed
+    pairs = report["pretext"]["pairs"]
+    assert pairs["among"] == 120 and pairs["rows"] == "rows trained on"
+    assert f"told from 119 others, rows trained on: {100 * pairs['told']['mean']:.1f}" in printed
     assert "modality 1 (16) alone: accuracy" in printed
     assert "modality 2 (6) alone: accuracy" in printed
     z = np.load(out / "embeddings.npy")
@@ -152,6 +155,46 @@ def test_a_run_of_two_files(run_of_pairs, files):
     np.testing.assert_array_equal(
         np.load(again / "labels_all.npy"), np.load(out / "labels_all.npy")
     )
+
+
+def test_how_well_pairs_are_told():
+    """Worked: of three, one own half is the most alike, one the second, one as another."""
+    other = np.eye(3)
+    one = np.array([[3.0, 1.0, 0.0], [3.0, 2.0, 0.0], [0.0, 1.0, 1.0]])
+    found = pretext.pairs_told(np.stack([one, other]), np.stack([other, other]))
+    np.testing.assert_allclose(found, [(1.0 + 0.5 + 0.75) / 3, 1.0])
+    same = np.ones((1, 4, 2))  # of a run that tells nothing apart
+    np.testing.assert_allclose(pretext.pairs_told(same, same), 0.5)
+
+
+@pytest.mark.parametrize(
+    "told, known, words",
+    [
+        (0.95, 1.0, None),
+        (0.55, 1.0, "known by heart alone; give more pairs"),
+        (0.55, 0.58, "nothing is learnt yet"),
+        (1.0, None, "--held-out shows"),
+        (0.98, None, None),
+        (0.5, None, "nothing is learnt yet"),
+        (None, None, None),
+    ],
+)
+def test_how_well_pairs_are_told_is_explained(told, known, words):
+    """Trap: few pairs that are known by heart, whose loss is as low as can be."""
+    found = tables._of_halves(told, known)
+    assert found == [] if words is None else len(found) == 1 and words in found[0]
+
+
+def test_pairs_held_out_are_told_beside_those_trained_on(files, tmp_path):
+    given = ["--data", files / "one.npy", "--partner", files / "other.npy", "--held-out", "30"]
+    printed = done(TRAIN, *given, *TINY, "--out", tmp_path / "run")  # without labels too
+    pairs = report_of(tmp_path / "run")["pretext"]["pairs"]
+    assert pairs["among"] == 30 and len(pairs["of_trained_on"]["values"]) == 2
+    assert "told from 29 others, rows held out: " in printed and "of as many trained on" in printed
+    z = np.load(tmp_path / "run" / "embeddings.npy")[None, -30:]
+    run_kept = report_of(tmp_path / "run")["chosen"]["run"]
+    wanted = pretext.pairs_told(*np.split(z, 2, axis=2))
+    assert pairs["told"]["values"][run_kept] == pytest.approx(float(wanted[0]), abs=1e-3)
 
 
 def test_a_run_that_diverged_is_set_aside(files, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from deepclust_jax.metrics import classifier
 from deepclust_jax.report import scores
 
 _BLOCK, _DOCUMENTS, _CLIPS = 4096, 128, 1024  # images, documents and clips at a time
+_PAIRS = 1000  # at most, among which the other half of one is looked for
 
 
 def of_turns(
@@ -84,19 +86,51 @@ def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
 
 
 def of_cross_modal(
-    options: config.Options, x: np.ndarray, trained: run.Trained, labels: np.ndarray
+    options: config.Options, x: np.ndarray, trained: run.Trained, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """Scores of k-means on the features of each modality alone, of all rows and runs."""
+    """By cross_modal: how well each run tells the other half of a pair from those of other pairs,
+    and with labels the scores of k-means on the features of each modality alone, of all rows.
+
+    Pairs are those held out of training, where there are some, beside as many trained on.
+    """
     parts, k = config.shapes(options.data.parts), options.data.n_clusters
     z = train.embed(trained.algorithm, trained.state, x)[0]
-    clusters = []
     z = np.nan_to_num(np.asarray(z))  # of a run that diverged, which is set aside elsewhere
-    for own in np.split(z, len(parts), axis=2):
+    each, held_out = np.split(z, len(parts), axis=2), options.data.held_out
+
+    def of_pairs(begin: int, end: int) -> dict[str, Any]:
+        some = [own[:, begin : min(end, begin + _PAIRS)] for own in each]
+        return scores.summary(np.mean([pairs_told(*own) for own in combinations(some, 2)], axis=0))
+
+    left = len(x) - held_out
+    report: dict[str, Any] = {
+        "pairs": {
+            "rows": "rows held out" if held_out else "rows trained on",
+            "among": min(held_out or left, _PAIRS),
+            "told": of_pairs(left, len(x)) if held_out else of_pairs(0, left),
+        }
+    }
+    if held_out:
+        report["pairs"]["of_trained_on"] = of_pairs(0, min(held_out, left))
+    if labels is None:
+        return report
+    clusters = []
+    for own in each:
         pairs = zip(run.seed_keys(options), own, strict=True)
         found = [kmeans.assign(rows, kmeans.fit(key, rows, k).centroids)[0] for key, rows in pairs]
         clusters.append(np.stack(found))
-    each = zip(options.data.parts, clusters, strict=True)
-    return {"modalities": [{"shape": s, "external": scores.external(c, labels)} for s, c in each]}
+    alone = zip(options.data.parts, clusters, strict=True)
+    report["modalities"] = [{"shape": s, "external": scores.external(c, labels)} for s, c in alone]
+    return report
+
+
+def pairs_told(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Share of the other rows of a second modality that are less like a row of the first, by the
+    inner product, than its own one; 1/2 by chance. [S, n, d] twice -> [S]."""
+    alike = np.einsum("snd,smd->snm", one, other)
+    own = np.einsum("snn->sn", alike)[:, :, None]
+    less = (alike < own).sum(axis=2) + 0.5 * ((alike == own).sum(axis=2) - 1)  # itself is none
+    return np.mean(less / max(one.shape[1] - 1, 1), axis=1)
 
 
 _LEARNT, _NUMBERS = 2**16, 2**28  # rows, and their numbers, at most that the classifier learns

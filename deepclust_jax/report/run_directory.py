@@ -113,7 +113,7 @@ def write(
         report["pretext"] = pretext.of_next_frame(options, dataset.x, trained)
     if options.method.method == "deep_cluster":
         report["pretext"] = played
-    if options.method.method == "cross_modal" and labels is not None:
+    if options.method.method == "cross_modal":
         report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
     if options.method.method in profiles.GAMES:
         if labels is not None:

@@ -20,6 +20,7 @@ LOST = {  # what the reasons of lost.py mean
 ALIKE, LEARNT = 0.05, 0.6
 UNLEARNT = 0.99  # share of the variance that an autoencoder leaves; of texts 0.9 is much
 BY_HEART = 3.0  # a perplexity of texts trained on that is no longer of their language
+PAIRS_BY_HEART = 0.999  # of pairs trained on, told from others; those of one kind are hard to tell
 FEW_TEXTS = 5000  # of BBC news 2,225 are too few, of AG News 7,600 enough
 
 
@@ -121,10 +122,10 @@ def _pretext(found: Mapping[str, Any] | None) -> list[str]:
         if reached is not None and reached > 0.95 * min(simple):
             lines.append("That is hardly less: nothing is learnt yet; train longer.")
         return lines
-    if "modalities" in found:
-        return [
+    if "pairs" in found:
+        return _of_pairs(found["pairs"]) + [
             f"modality {i} ({one['shape']}) alone: {_first(one['external'], ' %')}"
-            for i, one in enumerate(found["modalities"], 1)
+            for i, one in enumerate(found.get("modalities", []), 1)
         ]
     if "perplexity" in found:
         own = _row("", found["perplexity"], [], _number)[1]
@@ -199,6 +200,30 @@ def _of_perplexity(told: float | None, known: float | None, by_frequency: float)
     if known is not None and known < 0.5 * told:
         return ["Those trained on are known by heart alone; give fewer --epochs, or more texts."]
     return ["That is not well below counting: nothing is learnt yet; train longer."]
+
+
+def _of_pairs(pairs: Mapping[str, Any]) -> list[str]:
+    """How well pairs are told, and what that says."""
+    known = pairs.get("of_trained_on")
+    beside = f", of as many trained on {_row('', known, [], _percent)[1]} %" if known else ""
+    shown = _row("", pairs["told"], [], _percent)[1]
+    line = f"own halves told from {pairs['among'] - 1:,} others, {pairs['rows']}: {shown} %{beside}"
+    means = _of_sound(pairs["told"]), _of_sound(known)
+    return [f"{line}; by chance 50 %", *_of_halves(*means)]
+
+
+def _of_halves(told: float | None, known: float | None) -> list[str]:
+    """What a share of pairs told says, of rows held out where there is one of those trained on."""
+    if told is None:
+        return []
+    if known is None and told > PAIRS_BY_HEART:
+        return ["So many, they may be known by heart; --held-out shows how other pairs are told."]
+    if told > 0.6:
+        return []
+    if known is not None and known > 0.9:
+        more = "give more pairs, or change them by --augment each"
+        return [f"Those trained on are known by heart alone; {more}."]
+    return ["That is hardly more than chance: nothing is learnt yet; train longer."]
 
 
 def _lost(runs: Sequence[Mapping[str, Any]]) -> list[str]:
