@@ -165,6 +165,7 @@ def test_how_well_pairs_are_told():
     np.testing.assert_allclose(found, [(1.0 + 0.5 + 0.75) / 3, 1.0])
     same = np.ones((1, 4, 2))  # of a run that tells nothing apart
     np.testing.assert_allclose(pretext.pairs_told(same, same), 0.5)
+    assert np.isnan(pretext.pairs_told(same[:, :1], same[:, :1])).all()
 
 
 @pytest.mark.parametrize(

@@ -126,11 +126,13 @@ def of_cross_modal(
 
 def pairs_told(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Share of the other rows of a second modality that are less like a row of the first, by the
-    inner product, than its own one; 1/2 by chance. [S, n, d] twice -> [S]."""
+    inner product, than its own one; 1/2 by chance, nan of one row. [S, n, d] twice -> [S]."""
+    if one.shape[1] < 2:
+        return np.full(len(one), np.nan)
     alike = np.einsum("snd,smd->snm", one, other)
     own = np.einsum("snn->sn", alike)[:, :, None]
     less = (alike < own).sum(axis=2) + 0.5 * ((alike == own).sum(axis=2) - 1)  # itself is none
-    return np.mean(less / max(one.shape[1] - 1, 1), axis=1)
+    return np.mean(less / (one.shape[1] - 1), axis=1)
 
 
 _LEARNT, _NUMBERS = 2**16, 2**28  # rows, and their numbers, at most that the classifier learns
