@@ -139,7 +139,7 @@ def matched(files: Sequence[str], others: Sequence[str]) -> np.ndarray | None:
     for depth in range(most, 0, -1):
         one, other = ([parts[-depth:] for parts in own] for own in paths)
         rows = {name: row for row, name in enumerate(other)}
-        if len(set(one)) == len(one) == len(other) == len(rows) and set(one) == set(rows):
+        if len(one) == len(other) == len(rows) and set(one) == set(rows):
             return np.array([rows[name] for name in one])
         above = [{name[0] for name in own if len(name) == depth} for own in (one, other)]
         if above[0] & above[1]:

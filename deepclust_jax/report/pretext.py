@@ -86,38 +86,34 @@ def of_deep_cluster(trained: run.Trained) -> dict[str, Any]:
 
 
 def of_cross_modal(
-    options: config.Options, x: np.ndarray, trained: run.Trained, labels: np.ndarray | None
+    options: config.Options, z: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """By cross_modal: how well each run tells the other half of a pair from those of other pairs,
-    and with labels the scores of k-means on the features of each modality alone, of all rows.
+    """By cross_modal, of codes z [S, n, d]: how well each run tells the other half of a pair from
+    those of other pairs, and with labels the scores of k-means on the features of each modality
+    alone, of all rows.
 
     Pairs are those held out of training, where there are some, beside as many trained on.
     """
     parts, k = config.shapes(options.data.parts), options.data.n_clusters
-    z = train.embed(trained.algorithm, trained.state, x)[0]
     z = np.nan_to_num(np.asarray(z))  # of a run that diverged, which is set aside elsewhere
-    each, held_out = np.split(z, len(parts), axis=2), options.data.held_out
+    by_row, held_out = np.moveaxis(z, 1, 0), options.data.held_out
 
-    def of_pairs(begin: int, end: int) -> dict[str, Any]:
-        some = [own[:, begin : min(end, begin + _PAIRS)] for own in each]
-        return scores.summary(np.mean([pairs_told(*own) for own in combinations(some, 2)], axis=0))
+    def of_pairs(rows: np.ndarray) -> dict[str, Any]:
+        halves = np.split(np.moveaxis(rows[:_PAIRS], 0, 1), len(parts), axis=2)
+        told = [pairs_told(*two) for two in combinations(halves, 2)]
+        return scores.summary(np.mean(told, axis=0))
 
-    left = len(x) - held_out
-    report: dict[str, Any] = {
-        "pairs": {
-            "rows": "rows held out" if held_out else "rows trained on",
-            "among": min(held_out or left, _PAIRS),
-            "told": of_pairs(left, len(x)) if held_out else of_pairs(0, left),
-        }
-    }
+    told, which = _told(options, by_row)
+    pairs = {"rows": which, "among": min(len(told), _PAIRS), "told": of_pairs(told)}
     if held_out:
-        report["pairs"]["of_trained_on"] = of_pairs(0, min(held_out, left))
+        pairs["of_trained_on"] = of_pairs(by_row[: min(held_out, len(by_row) - held_out)])
+    report: dict[str, Any] = {"pairs": pairs}
     if labels is None:
         return report
     clusters = []
-    for own in each:
-        pairs = zip(run.seed_keys(options), own, strict=True)
-        found = [kmeans.assign(rows, kmeans.fit(key, rows, k).centroids)[0] for key, rows in pairs]
+    for own in np.split(z, len(parts), axis=2):
+        runs = zip(run.seed_keys(options), own, strict=True)
+        found = [kmeans.assign(rows, kmeans.fit(key, rows, k).centroids)[0] for key, rows in runs]
         clusters.append(np.stack(found))
     alone = zip(options.data.parts, clusters, strict=True)
     report["modalities"] = [{"shape": s, "external": scores.external(c, labels)} for s, c in alone]

@@ -114,7 +114,7 @@ def write(
     if options.method.method == "deep_cluster":
         report["pretext"] = played
     if options.method.method == "cross_modal":
-        report["pretext"] = pretext.of_cross_modal(options, dataset.x, trained, labels)
+        report["pretext"] = pretext.of_cross_modal(options, z_all, labels)
     if options.method.method in profiles.GAMES:
         if labels is not None:
             played["made"]["classes"] = pretext.classes_made(made, seen, labels[:left])
